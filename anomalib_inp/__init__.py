@@ -1,0 +1,40 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""INP-Former for anomalib.
+
+The public names are imported when they are first used: ``import anomalib_inp`` imports neither torch nor anomalib.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anomalib_inp.models.inp_former import InpFormer
+    from anomalib_inp.post_processing import InpPostProcessor
+    from anomalib_inp.preprocessing import InpPreProcessor
+    from anomalib_inp.visualization import InpVisualizer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "InpFormer": "anomalib_inp.models.inp_former",
+    "InpPostProcessor": "anomalib_inp.post_processing",
+    "InpPreProcessor": "anomalib_inp.preprocessing",
+    "InpVisualizer": "anomalib_inp.visualization",
+}
+
+__all__ = ["InpFormer", "InpPostProcessor", "InpPreProcessor", "InpVisualizer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that holds it."""
+    if name not in _HOME:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names without importing them."""
+    return sorted(__all__)
