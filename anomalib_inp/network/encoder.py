@@ -1,0 +1,174 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The frozen encoder: a timm Vision Transformer whose middle blocks are tapped."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anomalib_inp.outputs import PatchFeatures
+
+MAX_TAPPED = 8
+
+
+def default_target_layers(depth: int) -> list[int]:
+    """Blocks to tap (0-based), spread over the middle of an encoder of ``depth`` blocks.
+
+    Depth 12 gives 2, 3, ..., 9 and depth 24 gives 4, 6, ..., 18, as published; other depths keep the proportion.
+
+    Raises:
+        ValueError: The encoder has fewer than two blocks to tap.
+    """
+    first, last = depth / 6, depth * 3 / 4
+    count = min(MAX_TAPPED, (round(last) - round(first) + 1) // 2 * 2)
+    if count < 2:  # noqa: PLR2004
+        msg = f"At least two blocks are tapped, but an encoder of depth {depth} has too few; choose a deeper one."
+        raise ValueError(msg)
+    return [round(first + (last - first) * step / (count - 1)) for step in range(count)]
+
+
+class FrozenEncoder(nn.Module):
+    """Turns images into patch features; never trains, and stays in eval mode inside a training parent.
+
+    Its weights are not part of ``state_dict``: they come from where the encoder was made, so that a checkpoint holds
+    only what was trained.
+
+    Args:
+        backbone: A timm Vision Transformer with its weights, built at its native image size.
+        target_layers: Blocks to tap (0-based, increasing, an even number); ``None`` taps the published ones
+            (:func:`default_target_layers`). Blocks after the last one are dropped.
+
+    Attributes:
+        embed_dim: Width ``D``.
+        num_heads: Attention heads.
+        patch_size: Side of a patch in pixels.
+        target_layers: The tapped blocks.
+
+    Raises:
+        TypeError: The backbone has no transformer blocks or patch embedding to read.
+        ValueError: ``target_layers`` do not fit the backbone.
+    """
+
+    def __init__(self, backbone: nn.Module, target_layers: Sequence[int] | None = None) -> None:
+        super().__init__()
+        if not all(hasattr(backbone, part) for part in ("blocks", "patch_embed", "forward_intermediates")):
+            msg = f"The encoder must be a Vision Transformer of timm, got {type(backbone).__name__}."
+            raise TypeError(msg)
+        depth = len(backbone.blocks)
+        self.target_layers = _checked_layers(target_layers, depth) if target_layers else default_target_layers(depth)
+        backbone.prune_intermediate_layers(self.target_layers, prune_norm=True, prune_head=True)
+        self.embed_dim: int = backbone.embed_dim
+        self.num_heads: int = backbone.blocks[0].attn.num_heads
+        self.patch_size: int = backbone.patch_embed.patch_size[0]
+        self.backbone = backbone
+        self._positions: dict[Any, Tensor] = {}
+        self.requires_grad_(False)
+        self.eval()
+        self.register_load_state_dict_pre_hook(_keep_own_weights)
+
+    def forward(self, images: Tensor) -> PatchFeatures:
+        """Encode normalised images ``(B, 3, H, W)``.
+
+        Raises:
+            ValueError: Height or width is not a multiple of the patch size.
+        """
+        height, width = images.shape[-2:]
+        patch = self.patch_size
+        if height % patch or width % patch:
+            msg = (
+                f"Image height and width must be multiples of the patch size {patch}, got {height}x{width}. "
+                f"The nearest smaller size is {height // patch * patch}x{width // patch * patch}."
+            )
+            raise ValueError(msg)
+        layers = self.tap(images)
+        half = len(layers) // 2
+        groups = [sum(group[1:], group[0]) / half for group in (layers[:half], layers[half:])]
+        return PatchFeatures(groups, (height // patch, width // patch))
+
+    def tap(self, images: Tensor) -> list[Tensor]:
+        """Patch tokens after each tapped block, each ``(B, N, D)``."""
+        if not isinstance(self.backbone, VisionTransformer):  # rotary positions (timm's Eva) need no table of ours
+            return self.backbone.forward_intermediates(
+                images, indices=self.target_layers, norm=False, output_fmt="NLC", intermediates_only=True
+            )
+        tokens = self.prepare_tokens(images)
+        layers = []
+        for index, block in enumerate(self.backbone.blocks):
+            tokens = block(tokens)
+            if index in self.target_layers:
+                layers.append(tokens[:, self.backbone.num_prefix_tokens :])
+        return layers
+
+    def prepare_tokens(self, images: Tensor) -> Tensor:
+        """Embed images ``(B, 3, H, W)``: class, register and patch tokens with their positions, ``(B, P + N, D)``."""
+        backbone = self.backbone
+        patches = backbone.patch_embed.proj(images)  # (B, D, h, w)
+        grid = patches.shape[-2:]
+        tokens = patches.flatten(2).transpose(1, 2)
+        prefix = [getattr(backbone, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+        prefix = [token.expand(len(images), -1, -1) for token in prefix if token is not None]
+        if backbone.no_embed_class:
+            tokens = torch.cat([*prefix, tokens + self._position_table(grid)], dim=1)
+        else:
+            tokens = torch.cat([*prefix, tokens], dim=1) + self._position_table(grid)
+        return backbone.norm_pre(tokens)
+
+    def _position_table(self, grid: tuple[int, int]) -> Tensor:
+        """Position table for a patch grid; resized once per grid, since the table is frozen."""
+        table = self.backbone.pos_embed
+        key = (tuple(grid), table.dtype, table.device)
+        if key not in self._positions:
+            prefix = 0 if self.backbone.no_embed_class else self.backbone.num_prefix_tokens
+            resized = resize_positions(table[:, prefix:], grid)
+            self._positions[key] = torch.cat([table[:, :prefix], resized], dim=1).detach()
+        return self._positions[key]
+
+    def train(self, mode: bool = True) -> "FrozenEncoder":  # noqa: ARG002
+        """Stay in eval mode: a frozen encoder has no training mode."""
+        return super().train(False)
+
+    def state_dict(self, *args: Any, destination: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Contribute nothing: the weights belong to the encoder's origin, not to a checkpoint."""
+        del args, kwargs
+        return {} if destination is None else destination
+
+
+def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize a square position table ``(1, n * n, D)`` to a patch grid, ``(1, h * w, D)``.
+
+    Bicubic in float32 without antialiasing, given as a scale factor of ``(grid + 0.1) / n`` rather than as a size, as
+    DINOv2's and so the reference's code does; resampling to the exact size gives clearly different tokens.
+    """
+    side = round(table.shape[1] ** 0.5)
+    if tuple(grid) == (side, side):
+        return table
+    image = table.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, n, n)
+    scale = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+    image = F.interpolate(image, scale_factor=scale, mode="bicubic", antialias=False)
+    return image.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def _checked_layers(target_layers: Sequence[int], depth: int) -> list[int]:
+    layers = list(target_layers)
+    beyond = [layer for layer in layers if not 0 <= layer < depth]
+    if beyond:
+        msg = (
+            f"target_layers must be blocks of the encoder, 0 to {depth - 1}, got {beyond} in {layers}. "
+            f"The default of this encoder is {default_target_layers(depth)}."
+        )
+        raise ValueError(msg)
+    if layers != sorted(set(layers)) or len(layers) % 2:
+        msg = f"target_layers must be an even number of different blocks in increasing order, got {layers}."
+        raise ValueError(msg)
+    return layers
+
+
+def _keep_own_weights(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Let a strict load pass: the encoder's weights are not in the checkpoint and stay as they are."""
+    own = nn.Module.state_dict(module, prefix=prefix)
+    state_dict.update(own)  # type: ignore[attr-defined]

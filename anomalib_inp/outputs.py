@@ -1,0 +1,44 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the stages hand to each other.
+
+``B`` images, ``N = h * w`` patch tokens, ``D`` width, ``M`` prototypes.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class PatchFeatures(NamedTuple):
+    """What the network needs of the encoder: patch tokens only, class and register tokens are removed.
+
+    Attributes:
+        groups: Means of the shallower and of the deeper half of the tapped blocks, each ``(B, N, D)``; the targets of
+            the reconstruction.
+        grid: Patch rows and columns ``(h, w)``, ``N = h * w``.
+    """
+
+    groups: list[Tensor]
+    grid: tuple[int, int]
+
+    @property
+    def fused(self) -> Tensor:
+        """Mean of all tapped blocks ``(B, N, D)``: the groups are halves, so it is the mean of their means."""
+        shallow, deep = self.groups
+        return (shallow + deep) / 2
+
+
+class Reconstruction(NamedTuple):
+    """All that the network knows of a batch; losses and anomaly maps are readings of it.
+
+    Attributes:
+        features: The encoder's patch features; ``features.groups`` are the targets.
+        prototypes: Intrinsic normal prototypes ``(B, M, D)``, one set per image.
+        groups: The decoder's reconstruction of ``features.groups``, each ``(B, N, D)``.
+    """
+
+    features: PatchFeatures
+    prototypes: Tensor
+    groups: list[Tensor]

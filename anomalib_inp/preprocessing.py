@@ -1,0 +1,99 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Resize, crop, normalise: the same arithmetic in training and in the exported graph."""
+
+import copy
+from typing import Any, NamedTuple
+
+from anomalib.data.transforms import ExportableCenterCrop
+from anomalib.pre_processing import PreProcessor
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Transform
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class CropBox(NamedTuple):
+    """The part of the image that the model sees, as fractions of the image's width and height in [0, 1]."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+WHOLE_IMAGE = CropBox(0.0, 0.0, 1.0, 1.0)
+
+
+class InpPreProcessor(PreProcessor):
+    """Resizes the whole image, optionally keeps its centre, and normalises with ImageNet statistics.
+
+    anomalib's own pre-processor drops the antialiasing on export, so its exported model scores an image differently
+    from its Engine. This one exports the transform that it trains with.
+
+    Args:
+        image_size: Height and width in pixels that every image is resized to (bilinear, antialiased); the aspect ratio
+            is not kept.
+        crop_size: Height and width in pixels of the centre that is inspected; ``None`` inspects the whole image.
+
+    Raises:
+        ValueError: The crop is larger than the resized image, or a size is not positive.
+    """
+
+    def __init__(self, image_size: tuple[int, int], crop_size: tuple[int, int] | None = None) -> None:
+        if min(image_size) < 1 or (crop_size is not None and min(crop_size) < 1):
+            msg = f"Sizes must be positive, got image_size {image_size} and crop_size {crop_size}."
+            raise ValueError(msg)
+        if crop_size is not None and (crop_size[0] > image_size[0] or crop_size[1] > image_size[1]):
+            msg = (
+                f"The crop must fit into the resized image, got crop_size {crop_size} and image_size {image_size} "
+                "(height, width). Enlarge image_size, or leave crop_size out to inspect the whole image."
+            )
+            raise ValueError(msg)
+        crop = [] if crop_size is None else [CenterCrop(crop_size)]
+        super().__init__(Compose([Resize(image_size, antialias=True), *crop, Normalize(IMAGENET_MEAN, IMAGENET_STD)]))
+        self.export_transform = _exportable(self.transform)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels that images are resized to."""
+        return _pair(self._find(Resize).size)
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what the model sees."""
+        crop = self._find(CenterCrop)
+        return self.image_size if crop is None else _pair(crop.size)
+
+    @property
+    def crop_box(self) -> CropBox:
+        """The inspected part of the image, in fractions of its width and height."""
+        (height, width), (crop_height, crop_width) = self.image_size, self.crop_size
+        # torchvision's center_crop rounds the offset the same way
+        top, left = round((height - crop_height) / 2.0), round((width - crop_width) / 2.0)
+        return CropBox(left / width, top / height, (left + crop_width) / width, (top + crop_height) / height)
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Restore the transform that a checkpoint was trained with."""
+        super().load_checkpoint_config(config)
+        self.export_transform = _exportable(self.transform)
+
+    def _find(self, kind: type[Transform]) -> Any:
+        transforms = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
+        return next((transform for transform in transforms if isinstance(transform, kind)), None)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = (size[0], size[-1]) if isinstance(size, list | tuple) else (size, size)
+    return int(height), int(width)
+
+
+def _exportable(transform: Transform) -> Transform:
+    """Copy the transform with a centre crop that survives tracing; the antialiasing stays."""
+    transform = copy.deepcopy(transform)
+    if isinstance(transform, Compose):
+        transform.transforms = [
+            ExportableCenterCrop(step.size) if isinstance(step, CenterCrop) else step for step in transform.transforms
+        ]
+    return transform

@@ -1,0 +1,385 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pictures of results that line up with the image.
+
+The anomaly map covers the part of the image that the model inspects. These pictures put it back where it came from and
+keep the image's aspect ratio; anomalib's own ``ImageVisualizer`` stretches image and map to one square.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+from anomalib.data import ImageBatch, ImageItem, NumpyImageBatch, NumpyImageItem
+from anomalib.data.utils import read_mask
+from anomalib.utils.path import generate_output_filename
+from anomalib.visualization import ImageVisualizer
+from matplotlib import colormaps
+from PIL import Image, ImageDraw, ImageFont
+
+from anomalib_inp.preprocessing import WHOLE_IMAGE, CropBox
+
+if TYPE_CHECKING:
+    from anomalib.models import AnomalibModule
+    from lightning.pytorch import Trainer
+
+_PAPER, _LINE, _INK, _FAINT = (255, 255, 255), (208, 212, 218), (32, 36, 42), (104, 112, 122)
+_TRUTH, _FOUND, _FINE = (0, 214, 143), (235, 32, 38), (0, 128, 72)
+# A line-scan image of 10:1 would otherwise make a strip that is 40 panel heights wide.
+_WIDEST_PANEL = 3
+
+
+def draw_result(
+    image: Image.Image | np.ndarray,
+    anomaly_map: np.ndarray,
+    *,
+    pred_mask: np.ndarray | None = None,
+    gt_mask: np.ndarray | None = None,
+    crop_box: CropBox = WHOLE_IMAGE,
+    score: float | None = None,
+    anomalous: bool | None = None,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
+    height: int = 256,
+) -> Image.Image:
+    """Draw image, ground truth, anomaly map and predicted mask side by side.
+
+    The colours of the map mean the same in every picture: they span ``vmin`` to ``vmax``, whatever the map's own range.
+    What lies outside the crop is dark and hatched, because the model has not seen it.
+
+    Args:
+        image: The whole image at its own size: a PIL image of any mode, or uint8 ``(H, W, 3)`` or ``(H, W)``.
+        anomaly_map: Map of the crop ``(h, w)`` at any size; normalised maps lie in [0, 1] with the threshold at 0.5.
+        pred_mask: Mask of the crop ``(h, w)`` at any size; without it, its panel is left out.
+        gt_mask: Mask of the whole image ``(h, w)`` at any size; without it, its panel is left out.
+        crop_box: The part of the image that map and predicted mask cover.
+        score: The image's score, written above the panels.
+        anomalous: The verdict, written above the panels.
+        vmin: Map value that is drawn as nothing found; only maps that are not normalised need another than 0.
+        vmax: Map value that is drawn as hottest; only maps that are not normalised need another than 1.
+        height: Height of a panel in pixels. Panels of images wider than 3:1 are lower, so that the strip stays readable.
+
+    Returns:
+        The strip, in RGB.
+
+    Raises:
+        ValueError: A map or mask is not 2-D, the crop box is not inside the image, or a range or size is empty.
+    """
+    for name, plane in {"anomaly_map": anomaly_map, "pred_mask": pred_mask, "gt_mask": gt_mask}.items():
+        if plane is not None and (plane.ndim != 2 or plane.size == 0):
+            msg = f"{name} must have the shape (height, width), got {plane.shape}. Pass one image at a time."
+            raise ValueError(msg)
+    if not (0 <= crop_box.left < crop_box.right <= 1 and 0 <= crop_box.top < crop_box.bottom <= 1):
+        msg = f"crop_box must hold fractions of the image with left < right and top < bottom, got {crop_box}."
+        raise ValueError(msg)
+    if vmax <= vmin or height < 1:
+        msg = f"vmax must exceed vmin and height must be positive, got vmin={vmin}, vmax={vmax}, height={height}."
+        raise ValueError(msg)
+
+    picture = _to_rgb(image)
+    picture = picture.resize(_panel_size(picture.size, height), Image.Resampling.LANCZOS)
+    plain = np.asarray(picture)
+
+    panels = {"image": plain}
+    if gt_mask is not None:
+        truth = _place_mask(gt_mask, WHOLE_IMAGE, picture.size)
+        label = "ground truth" if truth.any() else "ground truth: empty"
+        panels[label] = _outline(np.where(truth[..., None], plain, _dim(plain)), truth, _TRUTH, height)
+    level = np.clip((_place_map(anomaly_map, crop_box, picture.size) - vmin) / (vmax - vmin), 0, 1)
+    panels["anomaly map"] = _hatch_outside(_glow(plain, level), crop_box, height)
+    if pred_mask is not None:
+        found = _place_mask(pred_mask, crop_box, picture.size)
+        label = "predicted mask" if found.any() else "predicted mask: empty"
+        panels[label] = _outline(_hatch_outside(plain, crop_box, height), found, _FOUND, height)
+
+    verdict = None if anomalous is None else "anomalous" if anomalous else "normal"
+    headline = " - ".join(part for part in (None if score is None else f"score {score:.2f}", verdict) if part)
+    colour = _INK if anomalous is None else _FOUND if anomalous else _FINE
+    note = "" if crop_box == WHOLE_IMAGE else "hatched: not inspected"
+    return _lay_out(panels, headline, colour, note, (vmin, vmax), height)
+
+
+def gallery(strips: Sequence[Image.Image], columns: int = 1, title: str | None = None) -> Image.Image:
+    """Put result strips on one sheet.
+
+    Args:
+        strips: Pictures from ``draw_result``, row by row; they may differ in size.
+        columns: Strips beside each other.
+        title: Header of the sheet.
+
+    Returns:
+        The sheet, in RGB.
+
+    Raises:
+        ValueError: There is no strip, or ``columns`` is not positive.
+    """
+    if not strips or columns < 1:
+        msg = f"A gallery needs at least one strip and one column, got {len(strips)} strips and {columns} columns."
+        raise ValueError(msg)
+    gap = 2
+    rows = [strips[start : start + columns] for start in range(0, len(strips), columns)]
+    widths = [max(strip.width for strip in strips[column::columns]) for column in range(min(columns, len(strips)))]
+    heights = [max(strip.height for strip in row) for row in rows]
+    width = sum(widths) + gap * (len(widths) - 1)
+
+    font = ImageFont.load_default(size=min(32, max(14, width // 45)))
+    header = 0 if title is None else 2 * int(font.size)
+    if title is not None:
+        widths[-1] += max(0, int(font.getlength(title)) + int(font.size) - width)
+        width = sum(widths) + gap * (len(widths) - 1)
+    sheet = Image.new("RGB", (width, header + sum(heights) + gap * (len(rows) - (title is None))), _LINE)
+    if title is not None:
+        sheet.paste(_PAPER, (0, 0, width, header))
+        ImageDraw.Draw(sheet).text((int(font.size) // 2, header // 2), title, _INK, font, anchor="lm")
+    top = header + (gap if title is not None else 0)
+    for row, row_height in zip(rows, heights, strict=True):
+        left = 0
+        for column, column_width in enumerate(widths):
+            sheet.paste(_PAPER, (left, top, left + column_width, top + row_height))
+            if column < len(row):
+                sheet.paste(row[column], (left, top))
+            left += column_width + gap
+        top += row_height + gap
+    return sheet
+
+
+class InpVisualizer(ImageVisualizer):
+    """Saves a ``draw_result`` strip for every image that is tested or predicted.
+
+    The image and its mask are read from their files, at their own size; the crop box comes from the model's
+    pre-processor.
+
+    Args:
+        output_dir: Folder of the pictures; ``None`` means ``images`` in the trainer's ``default_root_dir``.
+        panel_height: Height of a panel in pixels.
+    """
+
+    def __init__(self, output_dir: str | Path | None = None, panel_height: int = 256) -> None:
+        super().__init__(output_dir=output_dir)
+        self.panel_height = panel_height
+
+    def visualize(
+        self,
+        predictions: ImageItem | NumpyImageItem | ImageBatch | NumpyImageBatch,
+        crop_box: CropBox = WHOLE_IMAGE,
+    ) -> Image.Image | list[Image.Image | None] | None:
+        """Draw one result, or each result of a batch.
+
+        Args:
+            predictions: Items with an anomaly map. Without ``image_path``, ``image`` must hold the whole image.
+            crop_box: The part of the image that the maps cover: ``model.pre_processor.crop_box``.
+
+        Returns:
+            The strip of an item or of a batch of one, else a list of strips; ``None`` for an item without anomaly map.
+
+        Raises:
+            TypeError: ``predictions`` is neither an item nor a batch.
+        """
+        if isinstance(predictions, ImageItem | NumpyImageItem):
+            return self._draw(predictions, crop_box)
+        if isinstance(predictions, ImageBatch | NumpyImageBatch):
+            strips = [self._draw(item, crop_box) for item in predictions]
+            return strips[0] if len(strips) == 1 else strips
+        msg = (
+            f"Expected ImageItem, NumpyImageItem, ImageBatch or NumpyImageBatch, got {type(predictions).__name__}. "
+            "For bare arrays, call draw_result."
+        )
+        raise TypeError(msg)
+
+    def on_test_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "AnomalibModule",
+        outputs: ImageBatch,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save the strips of a tested batch; anomalib calls this for predicted batches as well.
+
+        Raises:
+            ValueError: A picture would replace the image that it shows.
+        """
+        del outputs
+        crop_box = getattr(getattr(pl_module, "pre_processor", None), "crop_box", WHOLE_IMAGE)
+        output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
+        datamodule = getattr(trainer, "datamodule", None)
+        for index, item in enumerate(batch):
+            # By now the batch holds what the model saw: without a file, the image is the crop itself.
+            strip = self._draw(item, crop_box if item.image_path else WHOLE_IMAGE)
+            if strip is None:
+                continue
+            path = generate_output_filename(
+                input_path=item.image_path or f"loader{dataloader_idx}/batch{batch_idx:05d}_{index:03d}.png",
+                output_path=output_dir,
+                dataset_name=getattr(datamodule, "name", None),
+                category=getattr(datamodule, "category", None),
+            )
+            if item.image_path and path.resolve() == Path(item.image_path).resolve():
+                msg = f"The picture would overwrite its own image {path}. Choose an output_dir outside the dataset."
+                raise ValueError(msg)
+            strip.save(path)
+
+    def _draw(self, item: ImageItem | NumpyImageItem, crop_box: CropBox) -> Image.Image | None:
+        anomaly_map, pred_mask = _to_array(item.anomaly_map), _to_array(item.pred_mask)
+        if anomaly_map is None:
+            return None
+        image = _item_image(item)
+        return draw_result(
+            image,
+            anomaly_map,
+            pred_mask=pred_mask,
+            gt_mask=_item_truth(item, crop_box, image.size),
+            crop_box=crop_box,
+            score=None if item.pred_score is None else float(item.pred_score),
+            anomalous=None if item.pred_label is None else bool(item.pred_label),
+            height=self.panel_height,
+        )
+
+
+def _item_image(item: ImageItem | NumpyImageItem) -> Image.Image:
+    if item.image_path:
+        # Opened as anomalib opens it (no EXIF rotation): the map belongs to those pixels.
+        with Image.open(item.image_path) as file:
+            return file.convert("RGB")
+    pixels = _to_array(item.image)
+    if isinstance(item, ImageItem):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.min() < 0 or pixels.max() > 1:
+        pixels = (pixels - pixels.min()) / max(np.ptp(pixels), 1e-6)
+    return _to_rgb((pixels * 255).round().astype(np.uint8))
+
+
+def _item_truth(item: ImageItem | NumpyImageItem, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray | None:
+    if item.mask_path and Path(item.mask_path).is_file():
+        return read_mask(item.mask_path) > 0
+    gt_mask = _to_array(item.gt_mask)
+    # The pre-processor has cropped this one together with the image.
+    return None if gt_mask is None else _place_mask(gt_mask, crop_box, size)
+
+
+def _to_array(value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if image.dtype != np.uint8 or image.ndim not in {2, 3} or (image.ndim == 3 and image.shape[2] not in {1, 3}):
+        msg = (
+            f"An image array must be uint8 of shape (H, W, 3) or (H, W), got {image.dtype} of shape {image.shape}. "
+            "Scale floats to 0..255 and put channels last."
+        )
+        raise ValueError(msg)
+    return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).convert("RGB")
+
+
+def _panel_size(size: tuple[int, int], height: int) -> tuple[int, int]:
+    scale = min(height / size[1], _WIDEST_PANEL * height / size[0])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _place(plane: Image.Image, crop_box: CropBox, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+    """Draw a plane of the crop into a frame of the whole image ``(width, height)``; 0 outside the crop."""
+    scale_x = plane.width / (crop_box.right - crop_box.left)
+    scale_y = plane.height / (crop_box.bottom - crop_box.top)
+    frame_to_plane = (
+        (scale_x / size[0], 0, -scale_x * crop_box.left)
+        + (0, scale_y / size[1], -scale_y * crop_box.top)
+    )  # fmt: skip
+    return np.asarray(plane.transform(size, Image.Transform.AFFINE, frame_to_plane, resample))
+
+
+def _place_map(anomaly_map: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray:
+    return _place(Image.fromarray(anomaly_map.astype(np.float32)), crop_box, size, Image.Resampling.BILINEAR)
+
+
+def _place_mask(mask: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray:
+    # Nearest neighbour steps over thin scratches when a large mask shrinks, so they are widened to one panel pixel.
+    shrink_x = int(np.ceil(mask.shape[1] / (size[0] * (crop_box.right - crop_box.left))))
+    shrink_y = int(np.ceil(mask.shape[0] / (size[1] * (crop_box.bottom - crop_box.top))))
+    solid = cv2.dilate(mask.astype(bool).astype(np.uint8), np.ones((shrink_y, shrink_x), np.uint8))
+    return _place(Image.fromarray(solid), crop_box, size, Image.Resampling.NEAREST) > 0
+
+
+def _glow(panel: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Blend colours over the panel: clear where the level is low, nearly solid well above the threshold of 0.5."""
+    # Without its black and near-white ends, the colour map stands out from dark and from bright parts alike.
+    colours = colormaps["inferno"](0.15 + 0.77 * level)[..., :3] * 255
+    ramp = np.clip((level - 0.15) / 0.65, 0, 1)[..., None]
+    opacity = 0.9 * ramp**2 * (3 - 2 * ramp)
+    return (panel * (1 - opacity) + colours * opacity).round().astype(np.uint8)
+
+
+def _dim(panel: np.ndarray) -> np.ndarray:
+    return (panel * 0.4).astype(np.uint8)
+
+
+def _outline(panel: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], height: int) -> np.ndarray:
+    # Around the mask, not on its edge: on a small defect the line would hide what it points at.
+    reach = 2 * max(1, height // 128) + 1
+    ring = cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))) > mask
+    return np.where(ring[..., None], np.uint8(colour), panel)
+
+
+def _hatch_outside(panel: np.ndarray, crop_box: CropBox, height: int) -> np.ndarray:
+    if crop_box == WHOLE_IMAGE:
+        return panel
+    rows, columns = np.indices(panel.shape[:2])
+    x, y = (columns + 0.5) / panel.shape[1], (rows + 0.5) / panel.shape[0]
+    inside = (x >= crop_box.left) & (x < crop_box.right) & (y >= crop_box.top) & (y < crop_box.bottom)
+    period = max(6, height // 24)
+    stripe = np.clip(1.5 - np.abs((columns + rows) % period - period / 2), 0, 1)[..., None] * 0.45
+    hatched = _dim(panel) * (1 - stripe) + 255 * stripe
+    border = cv2.dilate(inside.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~inside
+    hatched[border] = 255
+    return np.where(inside[..., None], panel, hatched).astype(np.uint8)
+
+
+def _lay_out(
+    panels: dict[str, np.ndarray],
+    headline: str,
+    headline_colour: tuple[int, int, int],
+    note: str,
+    value_range: tuple[float, float],
+    height: int,
+) -> Image.Image:
+    """Put labelled panels into a row under a line with the headline, a note and the scale of the map's colours."""
+    head_font = ImageFont.load_default(size=max(11, height // 15))
+    font = ImageFont.load_default(size=max(10, height // 19))
+    line, gap = round(head_font.size * 1.5), max(4, height // 32)
+
+    # The scale is drawn over mid grey by the function that draws the map, so its colours are those of the panel.
+    ramp = np.tile(np.linspace(0, 1, 4 * line), (line // 2, 1))
+    scale = Image.fromarray(_glow(np.full((*ramp.shape, 3), 128, np.uint8), ramp))
+    low, high = (f"{value:g}" for value in value_range)
+    scale_width = scale.width + round(font.getlength(low) + font.getlength(high)) + gap
+
+    panel_height, panel_width = panels["image"].shape[:2]
+    column = max(panel_width, *(round(font.getlength(label)) for label in panels))
+    text_width = round(head_font.getlength(headline) + font.getlength(note)) + 3 * gap
+    width = 2 * gap + max(len(panels) * (column + gap) - gap, text_width + scale_width)
+    top = gap + 2 * line
+    strip = Image.new("RGB", (width, top + panel_height + gap), _PAPER)
+    draw = ImageDraw.Draw(strip)
+
+    middle = gap + line // 2
+    draw.text((gap, middle), headline, headline_colour, head_font, anchor="lm")
+    left = gap + (round(head_font.getlength(headline)) + 2 * gap if headline else 0)
+    draw.text((left, middle), note, _FAINT, font, anchor="lm")
+    draw.text((width - gap, middle), high, _FAINT, font, anchor="rm")
+    left = width - gap - round(font.getlength(high)) - gap // 2 - scale.width
+    strip.paste(scale, (left, middle - scale.height // 2))
+    draw.text((left - gap // 2, middle), low, _FAINT, font, anchor="rm")
+
+    for index, (label, panel) in enumerate(panels.items()):
+        left = gap + index * (column + gap)
+        draw.text((left, top - line // 2), label, _FAINT, font, anchor="lm")
+        # The frame keeps images with a white background apart from the paper.
+        draw.rectangle((left - 1, top - 1, left + panel_width, top + panel_height), outline=_LINE)
+        strip.paste(Image.fromarray(panel), (left, top))
+    return strip
