@@ -8,6 +8,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -42,3 +43,13 @@ class Reconstruction(NamedTuple):
     features: PatchFeatures
     prototypes: Tensor
     groups: list[Tensor]
+
+    def full_precision(self) -> "Reconstruction":
+        """Cast what mixed precision left in 16 bits to float32: distances of nearly equal vectors need it."""
+        groups = [_full(group) for group in self.features.groups]
+        features = PatchFeatures(groups, self.features.grid)
+        return Reconstruction(features, _full(self.prototypes), [_full(group) for group in self.groups])
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in {torch.float16, torch.bfloat16} else tensor

@@ -4,6 +4,7 @@
 """Resize, crop, normalise: the same arithmetic in training and in the exported graph."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from anomalib.data.transforms import ExportableCenterCrop
@@ -12,6 +13,7 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Tr
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+DEFAULT_RESIZE, DEFAULT_CROP = 448, 392  # the published protocol
 
 
 class CropBox(NamedTuple):
@@ -82,6 +84,33 @@ class InpPreProcessor(PreProcessor):
     def _find(self, kind: type[Transform]) -> Any:
         transforms = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
         return next((transform for transform in transforms if isinstance(transform, kind)), None)
+
+
+def resolve_sizes(
+    image_size: int | Sequence[int] | None, crop_size: int | Sequence[int] | None, patch_size: int
+) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Fill in the default sizes and check that the inspected part consists of whole patches.
+
+    Args:
+        image_size: Side, or height and width, in pixels; ``None`` for the default: 448 with a crop, otherwise the
+            largest multiple of the patch size up to 392.
+        crop_size: Side, or height and width, in pixels; ``None`` for the whole image.
+        patch_size: Side of a patch in pixels.
+
+    Raises:
+        ValueError: The inspected height or width is not a multiple of the patch size.
+    """
+    image = _pair(image_size or (DEFAULT_CROP // patch_size * patch_size if crop_size is None else DEFAULT_RESIZE))
+    crop = None if crop_size is None else _pair(crop_size)
+    inspected, name = (image, "image_size") if crop is None else (crop, "crop_size")
+    if any(side % patch_size for side in inspected):
+        nearest = tuple(max(patch_size, side // patch_size * patch_size) for side in inspected)
+        msg = (
+            f"{name} must be a multiple of the encoder's patch size {patch_size} in height and width, got {inspected}. "
+            f"The nearest smaller size is {nearest}."
+        )
+        raise ValueError(msg)
+    return image, crop
 
 
 def _pair(size: Any) -> tuple[int, int]:

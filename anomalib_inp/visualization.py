@@ -9,7 +9,7 @@ keep the image's aspect ratio; anomalib's own ``ImageVisualizer`` stretches imag
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,14 +18,11 @@ from anomalib.data import ImageBatch, ImageItem, NumpyImageBatch, NumpyImageItem
 from anomalib.data.utils import read_mask
 from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
+from lightning.pytorch import LightningModule, Trainer
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
 from anomalib_inp.preprocessing import WHOLE_IMAGE, CropBox
-
-if TYPE_CHECKING:
-    from anomalib.models import AnomalibModule
-    from lightning.pytorch import Trainer
 
 _PAPER, _LINE, _INK, _FAINT = (255, 255, 255), (208, 212, 218), (32, 36, 42), (104, 112, 122)
 _TRUTH, _FOUND, _FINE = (0, 214, 143), (235, 32, 38), (0, 128, 72)
@@ -61,7 +58,7 @@ def draw_result(
         anomalous: The verdict, written above the panels.
         vmin: Map value that is drawn as nothing found; only maps that are not normalised need another than 0.
         vmax: Map value that is drawn as hottest; only maps that are not normalised need another than 1.
-        height: Height of a panel in pixels. Panels of images wider than 3:1 are lower, so that the strip stays readable.
+        height: Height of a panel in pixels. Images wider than 3:1 get lower panels, so that the strip stays readable.
 
     Returns:
         The strip, in RGB.
@@ -122,29 +119,28 @@ def gallery(strips: Sequence[Image.Image], columns: int = 1, title: str | None =
         raise ValueError(msg)
     gap = 2
     rows = [strips[start : start + columns] for start in range(0, len(strips), columns)]
-    widths = [max(strip.width for strip in strips[column::columns]) for column in range(min(columns, len(strips)))]
+    widths = [max(strip.width for strip in strips[column::columns]) for column in range(len(rows[0]))]
     heights = [max(strip.height for strip in row) for row in rows]
-    width = sum(widths) + gap * (len(widths) - 1)
+    size = (sum(widths) + gap * (len(widths) - 1), sum(heights) + gap * (len(heights) - 1))
 
-    font = ImageFont.load_default(size=min(32, max(14, width // 45)))
-    header = 0 if title is None else 2 * int(font.size)
-    if title is not None:
-        widths[-1] += max(0, int(font.getlength(title)) + int(font.size) - width)
-        width = sum(widths) + gap * (len(widths) - 1)
-    sheet = Image.new("RGB", (width, header + sum(heights) + gap * (len(rows) - (title is None))), _LINE)
-    if title is not None:
-        sheet.paste(_PAPER, (0, 0, width, header))
-        ImageDraw.Draw(sheet).text((int(font.size) // 2, header // 2), title, _INK, font, anchor="lm")
-    top = header + (gap if title is not None else 0)
-    for row, row_height in zip(rows, heights, strict=True):
+    sheet = Image.new("RGB", size, _LINE)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
         left = 0
-        for column, column_width in enumerate(widths):
-            sheet.paste(_PAPER, (left, top, left + column_width, top + row_height))
+        for column, width in enumerate(widths):
+            sheet.paste(_PAPER, (left, top, left + width, top + height))
             if column < len(row):
                 sheet.paste(row[column], (left, top))
-            left += column_width + gap
-        top += row_height + gap
-    return sheet
+            left += width + gap
+        top += height + gap
+    if title is None:
+        return sheet
+
+    font_size = min(28, max(14, sheet.width // 45))
+    font = ImageFont.load_default(font_size)
+    header = Image.new("RGB", (round(font.getlength(title)) + font_size, 2 * font_size), _PAPER)
+    ImageDraw.Draw(header).text((font_size // 2, font_size), title, _INK, font, anchor="lm")
+    return gallery([header, sheet])
 
 
 class InpVisualizer(ImageVisualizer):
@@ -192,10 +188,10 @@ class InpVisualizer(ImageVisualizer):
 
     def on_test_batch_end(
         self,
-        trainer: "Trainer",
-        pl_module: "AnomalibModule",
-        outputs: ImageBatch,
-        batch: ImageBatch,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -256,7 +252,7 @@ def _item_image(item: ImageItem | NumpyImageItem) -> Image.Image:
 
 def _item_truth(item: ImageItem | NumpyImageItem, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray | None:
     if item.mask_path and Path(item.mask_path).is_file():
-        return read_mask(item.mask_path) > 0
+        return np.asarray(read_mask(item.mask_path)) > 0
     gt_mask = _to_array(item.gt_mask)
     # The pre-processor has cropped this one together with the image.
     return None if gt_mask is None else _place_mask(gt_mask, crop_box, size)
@@ -287,11 +283,9 @@ def _place(plane: Image.Image, crop_box: CropBox, size: tuple[int, int], resampl
     """Draw a plane of the crop into a frame of the whole image ``(width, height)``; 0 outside the crop."""
     scale_x = plane.width / (crop_box.right - crop_box.left)
     scale_y = plane.height / (crop_box.bottom - crop_box.top)
-    frame_to_plane = (
-        (scale_x / size[0], 0, -scale_x * crop_box.left)
-        + (0, scale_y / size[1], -scale_y * crop_box.top)
-    )  # fmt: skip
-    return np.asarray(plane.transform(size, Image.Transform.AFFINE, frame_to_plane, resample))
+    across = (scale_x / size[0], 0, -scale_x * crop_box.left)
+    down = (0, scale_y / size[1], -scale_y * crop_box.top)
+    return np.asarray(plane.transform(size, Image.Transform.AFFINE, (*across, *down), resample))
 
 
 def _place_map(anomaly_map: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray:
@@ -323,7 +317,7 @@ def _outline(panel: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], 
     # Around the mask, not on its edge: on a small defect the line would hide what it points at.
     reach = 2 * max(1, height // 128) + 1
     ring = cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))) > mask
-    return np.where(ring[..., None], np.uint8(colour), panel)
+    return np.where(ring[..., None], np.array(colour, np.uint8), panel)
 
 
 def _hatch_outside(panel: np.ndarray, crop_box: CropBox, height: int) -> np.ndarray:
@@ -349,9 +343,9 @@ def _lay_out(
     height: int,
 ) -> Image.Image:
     """Put labelled panels into a row under a line with the headline, a note and the scale of the map's colours."""
-    head_font = ImageFont.load_default(size=max(11, height // 15))
-    font = ImageFont.load_default(size=max(10, height // 19))
-    line, gap = round(head_font.size * 1.5), max(4, height // 32)
+    head_size = max(11, height // 15)
+    head_font, font = ImageFont.load_default(head_size), ImageFont.load_default(max(10, height // 19))
+    line, gap = round(head_size * 1.5), max(4, height // 32)
 
     # The scale is drawn over mid grey by the function that draws the map, so its colours are those of the panel.
     ramp = np.tile(np.linspace(0, 1, 4 * line), (line // 2, 1))

