@@ -4,6 +4,7 @@
 """The frozen encoder: a timm Vision Transformer whose middle blocks are tapped."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,23 +76,28 @@ class FrozenEncoder(nn.Module):
         self.register_load_state_dict_pre_hook(_keep_own_weights)
 
     def forward(self, images: Tensor) -> PatchFeatures:
-        """Encode normalised images ``(B, 3, H, W)``.
+        """Encode normalised images ``(B, 3, H, W)``, whose height and width are multiples of the patch size."""
+        grid = self.grid(images)
+        layers = self.tap(images)
+        half = len(layers) // 2
+        groups = [sum(group[1:], group[0]) / half for group in (layers[:half], layers[half:])]
+        return PatchFeatures(groups, grid)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Patch rows and columns ``(h, w)`` of images ``(B, 3, H, W)``.
 
         Raises:
             ValueError: Height or width is not a multiple of the patch size.
         """
-        height, width = images.shape[-2:]
-        patch = self.patch_size
+        # plain numbers, so that tracing for export takes the size as fixed
+        (height, width), patch = (int(side) for side in images.shape[-2:]), self.patch_size
         if height % patch or width % patch:
             msg = (
                 f"Image height and width must be multiples of the patch size {patch}, got {height}x{width}. "
                 f"The nearest smaller size is {height // patch * patch}x{width // patch * patch}."
             )
             raise ValueError(msg)
-        layers = self.tap(images)
-        half = len(layers) // 2
-        groups = [sum(group[1:], group[0]) / half for group in (layers[:half], layers[half:])]
-        return PatchFeatures(groups, (height // patch, width // patch))
+        return height // patch, width // patch
 
     def tap(self, images: Tensor) -> list[Tensor]:
         """Patch tokens after each tapped block, each ``(B, N, D)``."""
@@ -110,11 +116,10 @@ class FrozenEncoder(nn.Module):
     def prepare_tokens(self, images: Tensor) -> Tensor:
         """Embed images ``(B, 3, H, W)``: class, register and patch tokens with their positions, ``(B, P + N, D)``."""
         backbone = self.backbone
-        patches = backbone.patch_embed.proj(images)  # (B, D, h, w)
-        grid = patches.shape[-2:]
-        tokens = patches.flatten(2).transpose(1, 2)
+        grid = self.grid(images)
+        tokens = backbone.patch_embed.proj(images).flatten(2).transpose(1, 2)  # (B, N, D)
         prefix = [getattr(backbone, name, None) for name in ("cls_token", "dist_token", "reg_token")]
-        prefix = [token.expand(len(images), -1, -1) for token in prefix if token is not None]
+        prefix = [token.expand(images.shape[0], -1, -1) for token in prefix if token is not None]
         if backbone.no_embed_class:
             tokens = torch.cat([*prefix, tokens + self._position_table(grid)], dim=1)
         else:
@@ -124,7 +129,7 @@ class FrozenEncoder(nn.Module):
     def _position_table(self, grid: tuple[int, int]) -> Tensor:
         """Position table for a patch grid; resized once per grid, since the table is frozen."""
         table = self.backbone.pos_embed
-        key = (tuple(grid), table.dtype, table.device)
+        key = (grid, table.dtype, table.device)
         if key not in self._positions:
             prefix = 0 if self.backbone.no_embed_class else self.backbone.num_prefix_tokens
             resized = resize_positions(table[:, prefix:], grid)
@@ -150,8 +155,8 @@ def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     Bicubic in float32 without antialiasing, given as a scale factor of ``(grid + 0.1) / n`` rather than as a size, as
     DINOv2's and so the reference's code does; resampling to the exact size gives clearly different tokens.
     """
-    side = round(table.shape[1] ** 0.5)
-    if tuple(grid) == (side, side):
+    side = math.isqrt(int(table.shape[1]))
+    if grid == (side, side):
         return table
     image = table.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, n, n)
     scale = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
