@@ -3,16 +3,18 @@
 
 """Checkpoints: published ones become ours, and ours find their encoder again."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from anomalib_inp.network.encoder import FrozenEncoder
 from anomalib_inp.network.inp_former import InpFormerNetwork
-from anomalib_inp.network.weights import encoder_from_state
+from anomalib_inp.network.weights import encoder_from_state, read_weights
 
 ENCODER_PREFIX = "encoder."
 # What the reference calls a part, and what we call it.
@@ -134,8 +136,77 @@ def check_encoder(checkpoint: Mapping[str, Any], encoder: FrozenEncoder) -> None
         return
     needed = checkpoint.get("hyper_parameters", {})
     msg = (
-        f"The checkpoint was trained with the encoder {needed.get('encoder')!r}, weights {needed.get('encoder_weights')!r}"
-        ", but the model has other ones. Build the model with the same arguments (--model.encoder, "
-        "--model.encoder_weights, --model.target_layers)."
+        f"The checkpoint was trained with the encoder {needed.get('encoder')!r} and the weights "
+        f"{needed.get('encoder_weights')!r}, but the model has other ones. Build the model with the same arguments "
+        "(--model.encoder, --model.encoder_weights, --model.target_layers)."
     )
     raise ValueError(msg)
+
+
+def convert_reference(published: str | Path, checkpoint: str | Path) -> Path:
+    """Write a published checkpoint as one of ours, and its encoder beside it.
+
+    Returns:
+        The file of the encoder.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A key is missing, left over or of another shape; the message names it.
+    """
+    from lightning import Trainer
+
+    from anomalib_inp.models.inp_former import InpFormer
+
+    checkpoint = Path(checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    encoder = checkpoint.with_suffix(".encoder.safetensors")
+    state = read_weights(published)
+    InpFormer.from_reference(published)  # refuses a file that does not fit before anything is written
+    save_file({name: weight.contiguous() for name, weight in take_apart(state).encoder.items()}, encoder)
+    model = InpFormer.from_reference(published, encoder_weights=str(encoder.resolve()))
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(checkpoint, weights_only=True)
+    return encoder
+
+
+def set_thresholds(
+    checkpoint: str | Path, image: float | None = None, pixel: float | None = None, normalized: bool | None = None
+) -> dict[str, float | bool]:
+    """Set the thresholds of a checkpoint, in place, and choose between normalised and raw exports.
+
+    Args:
+        checkpoint: A checkpoint of ours.
+        image: New image threshold, a raw score; ``None`` leaves it.
+        pixel: New pixel threshold, a raw map value; ``None`` leaves it.
+        normalized: Whether exports give normalised scores; ``None`` leaves it.
+
+    Returns:
+        What the checkpoint says now.
+
+    Raises:
+        ValueError: Not a checkpoint of ours, or a threshold that is no finite number.
+    """
+    path = Path(checkpoint)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    config = content.get("anomalib_post_processor_config")
+    if config is None:
+        msg = f"{path} is no checkpoint with a post-processor of anomalib-inp."
+        raise ValueError(msg)
+    for name, value in (("image", image), ("pixel", pixel)):
+        if value is None:
+            continue
+        if not math.isfinite(value):
+            msg = f"The {name} threshold must be a finite raw score, got {value}."
+            raise ValueError(msg)
+        content["state_dict"][f"post_processor._{name}_threshold"].fill_(value)
+    if normalized is not None:
+        config["enable_normalization"] = normalized
+    if (image, pixel, normalized) != (None, None, None):
+        temporary = path.with_name(f".{path.name}.tmp")
+        torch.save(content, temporary)
+        temporary.replace(path)
+    thresholds = {
+        name: float(content["state_dict"][f"post_processor._{name}_threshold"]) for name in ("image", "pixel")
+    }
+    return {**thresholds, "normalized": config["enable_normalization"]}

@@ -26,9 +26,12 @@ class InpPostProcessor(PostProcessor):
     usual on a production line, they are a quantile of the normal images' scores. The log says which it was, and warns
     when the validation images are the test images.
 
-    A normalised score is ``(raw - threshold) / (max - min) + 0.5``, clamped to [0, 1]: 0.5 is the threshold. Normal
-    images alone do not show how high anomalous scores go, so then ``max`` is set as far above the threshold as the
-    lowest normal score lies below. Predictions keep the raw values as ``raw_score`` and ``raw_map``.
+    A normalised score lies between 0 and 1, and 0.5 is the threshold. anomalib's is a straight line, clamped: all
+    clearly anomalous images score 1.0, and their order is lost. Ours is ``(1 + m / sqrt(1 + m^2)) / 2`` of the margin
+    ``m = (raw - threshold) / span``, which never clamps, so that raw scores can be had back from it. ``span`` is chosen
+    so that the validation scores lie within ``m = -2`` (0.05) and ``m = 2`` (0.95). Normal images alone do not show how
+    high anomalous scores go; then the lowest of them gives the span. Predictions keep the raw values as ``raw_score``
+    and ``raw_map`` as well.
 
     Args:
         normal_image_quantile: Without anomalous validation images: this quantile of the normal images' scores is the
@@ -36,8 +39,8 @@ class InpPostProcessor(PostProcessor):
         normal_pixel_quantile: Without anomalous validation images: this quantile of the pixels of the normal images'
             maps is the pixel threshold.
         enable_normalization: Normalise scores and maps; ``False`` leaves them raw. Labels and masks are the same.
-        image_sensitivity: More than 0.5 finds more anomalous images: the score that counts as anomalous is
-            ``1 - image_sensitivity`` after normalisation.
+        image_sensitivity: A normalised score above ``1 - image_sensitivity`` counts as anomalous; more than 0.5 finds
+            more.
         pixel_sensitivity: The same for pixels.
 
     Raises:
@@ -97,7 +100,8 @@ class InpPostProcessor(PostProcessor):
     ) -> None:
         """Collect the raw scores and maps of a batch."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
-        normal = outputs.gt_label == 0
+        labels = outputs.gt_label if outputs.gt_label is not None else torch.zeros_like(outputs.pred_score)
+        normal = labels == 0
         self._anomalous_images += int((~normal).sum())
         if normal.any():
             self._normal_scores.update(outputs.pred_score[normal])
@@ -105,13 +109,18 @@ class InpPostProcessor(PostProcessor):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the thresholds."""
-        super().on_validation_epoch_end(trainer, pl_module)
-        anomalous = int(trainer.strategy.reduce(torch.tensor(self._anomalous_images), reduce_op="sum"))
-        if not anomalous and self._normal_scores.update_called:
+        counted = torch.tensor(self._anomalous_images, device=pl_module.device)
+        anomalous = int(trainer.strategy.reduce(counted, reduce_op="sum"))
+        if anomalous:
+            super().on_validation_epoch_end(trainer, pl_module)
+        elif self._normal_scores.update_called:
             self._set_from_normal("image", self._normal_scores.compute(), self.normal_image_quantile)
             self._set_from_normal("pixel", self._normal_pixels.compute(), self.normal_pixel_quantile)
-        self._normal_scores.reset()
-        self._normal_pixels.reset()
+        if torch.isnan(self._pixel_threshold):
+            # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
+            self._pixel_threshold.copy_(self._image_threshold)
+        for metric in self.children():
+            metric.reset()
         self._anomalous_images = 0
         self._source = f"best F1 over {anomalous} anomalous and the normal validation images"
         if not anomalous:
@@ -164,21 +173,28 @@ class InpPostProcessor(PostProcessor):
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
         """Post-process raw scores ``(B,)`` and maps ``(B, 1, h, w)``; without thresholds they pass unchanged."""
-        score, label = self._read(
-            predictions.pred_score, self.image_threshold, self.image_max - self.image_min, self.image_sensitivity
-        )
-        pixels, mask = self._read(
-            predictions.anomaly_map, self.pixel_threshold, self.pixel_max - self.pixel_min, self.pixel_sensitivity
-        )
+        score, label = self._read(predictions.pred_score, "image")
+        pixels, mask = self._read(predictions.anomaly_map, "pixel")
         return InferenceBatch(pred_score=score, pred_label=label, anomaly_map=pixels, pred_mask=mask)
 
-    def _read(self, raw: Tensor, threshold: Tensor, span: Tensor, sensitivity: float) -> tuple[Tensor, Tensor]:
-        """Normalise raw values and compare them with the threshold; an unknown span counts as 1."""
-        margin = (raw - threshold) / torch.where(torch.isnan(span) | (span <= 0), torch.ones_like(span), span)
-        labels = margin > 0.5 - sensitivity
+    def threshold_and_span(self, kind: str) -> tuple[Tensor, Tensor]:
+        """Threshold and span of raw scores (``kind="image"``) or map values (``"pixel"``); an unknown span is 1."""
+        threshold, low, high = (
+            getattr(self, f"_{kind}_threshold"),
+            getattr(self, f"{kind}_min"),
+            getattr(self, f"{kind}_max"),
+        )
+        reach = torch.maximum(high - threshold, threshold - low) / 2
+        return threshold, torch.where(reach > 0, reach, torch.ones_like(reach))
+
+    def _read(self, raw: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        """Normalise raw values and compare them with the threshold."""
+        threshold, span = self.threshold_and_span(kind)
+        margin = (raw - threshold) / span
+        labels = margin > margin_of(1 - getattr(self, f"{kind}_sensitivity"))
         if not self.enable_normalization:
             return raw, labels
-        return torch.where(torch.isnan(threshold), raw, (margin + 0.5).clamp(0, 1)), labels
+        return torch.where(torch.isnan(threshold), raw, (1 + margin / (1 + margin**2).sqrt()) / 2), labels
 
     def _set_from_normal(self, name: str, values: Tensor, share: float) -> None:
         threshold, lowest = quantile(values, share), values.min()
@@ -192,6 +208,12 @@ class InpPostProcessor(PostProcessor):
         )
 
 
+def margin_of(normalized: float) -> float:
+    """Margin of a normalised score: the inverse of ``(1 + m / sqrt(1 + m^2)) / 2``."""
+    t = 2 * normalized - 1
+    return t / math.sqrt(1 - t * t) if abs(t) < 1 else math.copysign(math.inf, t)
+
+
 def quantile(values: Tensor, share: float) -> Tensor:
     """Smallest of the values that at least this share of them does not exceed.
 
@@ -201,13 +223,13 @@ def quantile(values: Tensor, share: float) -> Tensor:
 
 
 def _warn_if_validation_is_test(trainer: Trainer) -> None:
-    subsets = [getattr(trainer.datamodule, name, None) for name in ("val_data", "test_data")]
-    if None in subsets:
+    val_data, test_data = (getattr(trainer.datamodule, name, None) for name in ("val_data", "test_data"))
+    if val_data is None or test_data is None:
         return
-    shared = set.intersection(*(set(subset.samples.image_path) for subset in subsets))
+    shared = set(val_data.samples.image_path) & set(test_data.samples.image_path)
     if shared:
         rank_zero_warn(
-            f"{len(shared)} of the {len(subsets[1])} test images are validation images too, so the thresholds are "
+            f"{len(shared)} of the {len(test_data)} test images are validation images too, so the thresholds are "
             "chosen on test data and labels and masks look better than they will be in use. AUROC, AP and AUPRO are "
             "not affected. For honest thresholds: --data.val_split_mode from_train (normal images only) or from_test."
         )

@@ -82,7 +82,7 @@ class _Checked(AnomalibMetric, Metric):
 class _BinaryF1Max(BinaryPrecisionRecallCurve):
     """Highest F1 over all thresholds, as a torchmetrics metric."""
 
-    def compute(self) -> Tensor:  # type: ignore[override]
+    def compute(self) -> Tensor:
         """Compute ``max 2PR / (P + R)``."""
         precision, recall, _ = super().compute()
         # Nothing found at all is 0 / 0: no F1 there.
@@ -91,21 +91,21 @@ class _BinaryF1Max(BinaryPrecisionRecallCurve):
 
 # anomalib's BinaryPrecisionRecallCurve stands in the first two for its update only. torchmetrics' own, which anomalib's
 # AUROC and AUPR use, takes a batch with a value outside [0, 1] for logits and applies a sigmoid to that batch alone.
-class AUROC(_Checked, BinaryPrecisionRecallCurve, BinaryAUROC):  # type: ignore[misc]
+class AUROC(_Checked, BinaryPrecisionRecallCurve, BinaryAUROC):
     """Area under the ROC curve of values of any range."""
 
 
-class AP(_Checked, BinaryPrecisionRecallCurve, BinaryAveragePrecision):  # type: ignore[misc]
+class AP(_Checked, BinaryPrecisionRecallCurve, BinaryAveragePrecision):
     """Average precision (a sum of steps, not of trapezoids) of values of any range."""
 
 
 # Not anomalib's F1Max: it keeps its values in an inner metric, which the evaluator does not move to the CPU, and its
 # reset forgets to say that there are none, so that a test without masks after one with masks fails.
-class F1Max(_Checked, _BinaryF1Max):  # type: ignore[misc]
+class F1Max(_Checked, _BinaryF1Max):
     """Highest F1 over all thresholds, of values of any range."""
 
 
-class AUPRO(_Checked, anomalib_metrics.AUPRO):  # type: ignore[misc]
+class AUPRO(_Checked, anomalib_metrics.AUPRO):
     """Area under the per-region-overlap curve up to a false-positive rate, divided by that rate.
 
     Regions are the 8-connected components of each mask; every region counts the same.
@@ -144,7 +144,7 @@ class PaperEvaluator(Evaluator):
             logger.info("The test data have no ground truth for %s: left out.", ", ".join(missing))
         for metric in metrics:
             if metric.update_called:
-                self.log(metric.name, metric)  # type: ignore[operator]
+                self.log(metric.name, metric)
                 # Lightning logs nothing in barebones mode, so anomalib fills these itself.
                 if trainer.barebones:
                     trainer.callback_metrics[metric.name] = trainer.logged_metrics[metric.name] = metric.compute()

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from anomalib_inp.checkpoints import check_encoder, find_encoder, load_trained, note_encoder, take_apart
+from anomalib_inp.data.checks import DataCheck, check_masks
 from anomalib_inp.evaluation.metrics import paper_evaluator
 from anomalib_inp.losses.objective import InpFormerObjective
+from anomalib_inp.models.exporting import InpExport
 from anomalib_inp.models.steps import evaluation_step, full_precision
 from anomalib_inp.network.inp_former import InpFormerNetwork
 from anomalib_inp.network.weights import build_encoder, read_weights
@@ -32,7 +34,7 @@ from anomalib_inp.training.recipe import Recipe
 from anomalib_inp.visualization import InpVisualizer
 
 
-class InpFormer(AnomalibModule):
+class InpFormer(InpExport, AnomalibModule):
     """INP-Former (CVPR 2025): detects what an image's own intrinsic normal prototypes cannot reconstruct.
 
     By default the whole image is inspected; the paper's protocol is ``image_size=448, crop_size=392``. Training takes
@@ -116,8 +118,9 @@ class InpFormer(AnomalibModule):
         reconstruction = self.model.network(batch.image)
         with full_precision(batch.image):
             terms = self.objective(reconstruction.full_precision())
-        logged = {f"train_{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(logged, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch.image))
+        for name, term in terms.items():
+            shown = {"on_step": True, "prog_bar": True} if name == "loss" else {"on_step": False}
+            self.log(f"train_{name}", term.detach(), on_epoch=True, batch_size=batch.batch_size, **shown)
         return terms["loss"]
 
     def validation_step(self, batch: ImageBatch, *_: Any) -> ImageBatch:
@@ -149,8 +152,12 @@ class InpFormer(AnomalibModule):
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add what happens around the training steps to anomalib's components."""
-        return [*super().configure_callbacks(), *training_callbacks()]
+        """Add what happens around the steps to anomalib's components."""
+        return [*super().configure_callbacks(), DataCheck(), *training_callbacks()]
+
+    def prepare_data(self) -> None:
+        """Look at the folder of the data before anomalib reads it."""
+        check_masks(self.trainer.datamodule)
 
     def configure_post_processor(self) -> InpPostProcessor:
         """Build the default post-processor."""
@@ -195,7 +202,7 @@ class InpFormer(AnomalibModule):
         return model
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "InpFormer":  # type: ignore[override]
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "InpFormer":
         """Load a checkpoint; the encoder is rebuilt from where it came from, or from the file's place beside it."""
         if "encoder_weights" not in kwargs and (found := find_encoder(checkpoint_path)):
             kwargs["encoder_weights"] = found

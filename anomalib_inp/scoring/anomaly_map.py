@@ -32,7 +32,7 @@ READINGS: dict[str, Callable[[Reconstruction], Tensor]] = {
 
 
 def upsample(distances: Tensor, grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Bring distances per patch ``(B, h * w)`` to the pixels of the input, ``(B, 1, H, W)`` (reference, ``cal_anomaly_maps``)."""
+    """Bring distances per patch ``(B, h * w)`` to the pixels of the input, ``(B, 1, H, W)``."""
     patches = distances.unflatten(1, grid).unsqueeze(1)
     return F.interpolate(patches, size=image_size, mode="bilinear", align_corners=True)
 

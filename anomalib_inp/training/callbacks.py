@@ -64,7 +64,7 @@ class FinishedCheckpoint(Callback):
         del pl_module
         if trainer.checkpoint_callback is None or trainer.fast_dev_run:
             return
-        folder = trainer.checkpoint_callback.dirpath or Path(trainer.default_root_dir)  # type: ignore[attr-defined]
+        folder = trainer.checkpoint_callback.dirpath or Path(trainer.default_root_dir)
         path = Path(folder) / "finished.ckpt"
         trainer.save_checkpoint(path, weights_only=True)
         rank_zero_info(f"Finished model, without optimiser and encoder: {path}")

@@ -50,7 +50,8 @@ class Run(NamedTuple):
     @property
     def key(self) -> str:
         """Name of the run in the file of results."""
-        return "/".join((self.model, self.category, "whole at 252" if self.whole else "crop 252 of 288", str(self.seed)))
+        frame = "whole at 252" if self.whole else "crop 252 of 288"
+        return "/".join((self.model, self.category, frame, str(self.seed)))
 
 
 def runs() -> list[Run]:

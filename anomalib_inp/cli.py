@@ -1,0 +1,86 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command ``anomalib-inp``: what anomalib's own command has no place for."""
+
+from pathlib import Path
+
+
+def sample_data(folder: Path, seed: int = 0) -> None:
+    """Write the sample data: simulated defects on real photographs, in the layout of MVTec AD.
+
+    Args:
+        folder: Where to; a new or empty folder.
+        seed: Another seed gives other images.
+    """
+    from anomalib_inp.data.sample import CATEGORIES, write_sample_data
+
+    print(f"Sample data with the categories {', '.join(CATEGORIES)}: {write_sample_data(folder, seed=seed)}")
+
+
+def convert(published: Path, checkpoint: Path) -> None:
+    """Turn a published checkpoint (model.pth of the reference code) into one that anomalib loads.
+
+    Args:
+        published: State dict of the reference code, with its encoder.
+        checkpoint: The checkpoint to write; the encoder is written beside it.
+    """
+    from anomalib_inp.checkpoints import convert_reference
+
+    encoder = convert_reference(published, checkpoint)
+    print(f"Checkpoint: {checkpoint}\nIts encoder: {encoder} (keep it beside the checkpoint)")
+
+
+def threshold(
+    model: Path, image: float | None = None, pixel: float | None = None, normalized: bool | None = None
+) -> None:
+    """Show or set the thresholds of a checkpoint (.ckpt) or an exported model (.xml, .onnx), in place.
+
+    Args:
+        model: The file.
+        image: New image threshold, a raw score.
+        pixel: New pixel threshold, a raw value of the anomaly map.
+        normalized: Of a checkpoint: whether what is exported from it gives normalised scores, or raw ones (false).
+    """
+    from anomalib_inp import checkpoints, deploy
+
+    if model.suffix == ".ckpt":
+        print(checkpoints.set_thresholds(model, image, pixel, normalized))
+    elif normalized is not None:
+        raise SystemExit("--normalized is for checkpoints: set it there and export again.")
+    else:
+        print(deploy.set_thresholds(model, image, pixel))
+
+
+def predict(
+    model: Path, images: Path, output: Path = Path("predictions"), device: str = "CPU", precision: str | None = "f32"
+) -> None:
+    """Run an exported model on images: a picture of each, scores.csv and, where the folder tells labels, seven metrics.
+
+    Args:
+        model: The .xml of an OpenVINO model, or an .onnx file.
+        images: An image, or a folder of images; a test folder in the layout of MVTec AD tells labels and masks.
+        output: Folder for the results.
+        device: OpenVINO device, such as CPU, GPU or NPU.
+        precision: OpenVINO's inference precision; null leaves it to the device, which may compute in bfloat16.
+    """
+    from anomalib_inp.prediction import predict_images
+
+    predict_images(model, images, output, device, precision)
+
+
+def main() -> None:
+    """Run the command line."""
+    import sys
+
+    from jsonargparse import auto_cli
+
+    commands = {"sample-data": sample_data, "convert": convert, "predict": predict, "threshold": threshold}
+    try:
+        auto_cli(commands, prog="anomalib-inp", description=__doc__)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f"anomalib-inp: {error}")
+
+
+if __name__ == "__main__":
+    main()

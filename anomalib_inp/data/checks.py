@@ -1,0 +1,177 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Looks at the data before hours are spent on it, and names the file where something is wrong."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from anomalib.data import AnomalibDataset, ImageBatch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from PIL import Image, UnidentifiedImageError
+from rich.progress import track
+
+from anomalib_inp.preprocessing import WHOLE_IMAGE, InpPreProcessor
+
+SUBSETS = {"fit": ("train_data", "val_data"), "validate": ("val_data",), "test": ("test_data",)}
+MANY = 5000
+"""Files from which on looking at their headers takes more than a few seconds."""
+
+
+class DataError(ValueError):
+    """The data cannot be trained or tested on; the message names the file or folder and what to do."""
+
+
+def check_masks(datamodule: LightningDataModule | None) -> None:
+    """Compare images and masks of a folder in the layout of MVTec AD, before anomalib pairs them by position.
+
+    Raises:
+        DataError: A mask has no image or an image has no mask.
+    """
+    root, category = getattr(datamodule, "root", None), getattr(datamodule, "category", None)
+    folder = Path(root or "", category or "")
+    if root is None or not (folder / "ground_truth").is_dir() or not (folder / "test").is_dir():
+        return
+    faults = []
+    for defect in sorted({path.name for part in ("test", "ground_truth") for path in (folder / part).iterdir()}):
+        if defect == "good" or defect.startswith("."):
+            continue
+        images = {path.stem: path for path in _files(folder / "test" / defect)}
+        masks = {path.stem.removesuffix("_mask"): path for path in _files(folder / "ground_truth" / defect)}
+        faults += [f"{images[stem]} has no mask" for stem in sorted(images.keys() - masks.keys())]
+        faults += [f"the mask {masks[stem]} has no image" for stem in sorted(masks.keys() - images.keys())]
+    if faults:
+        msg = (
+            f"Every image in test/<defect> needs its mask in ground_truth/<defect>, NNN.png and NNN_mask.png: "
+            f"{_some(faults)}. Add what is missing or remove what is left over."
+        )
+        raise DataError(msg)
+
+
+class DataCheck(Callback):
+    """Checks the images of a run before it starts and says which part of them is inspected."""
+
+    def __init__(self) -> None:
+        self._anomalous = 0
+        self._outside = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that there are images and that they are images.
+
+        Raises:
+            DataError: No training images, or a file that is no image.
+        """
+        pre_processor = pl_module.pre_processor
+        if isinstance(pre_processor, InpPreProcessor) and pre_processor.crop_box != WHOLE_IMAGE:
+            box = pre_processor.crop_box
+            rank_zero_info(
+                f"Only the centre of each image is inspected: {100 * box.left:.1f} to {100 * box.right:.1f} % of its "
+                f"width, {100 * box.top:.1f} to {100 * box.bottom:.1f} % of its height."
+            )
+        for name in SUBSETS.get(stage, ()):
+            dataset = getattr(trainer.datamodule, name, None)
+            if dataset is None:
+                continue
+            if name == "train_data" and len(dataset) == 0:
+                place = [str(getattr(trainer.datamodule, part, "")) for part in ("root", "category")]
+                msg = (
+                    f"There are no training images in {'/'.join(part for part in place if part) or dataset.name}. "
+                    "Expected normal images, in the layout of MVTec AD in <root>/<category>/train/good."
+                )
+                raise DataError(msg)
+            _check_headers(dataset)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: ImageBatch, *_: object
+    ) -> None:
+        """Count the anomalous images whose mask lies outside the inspected part."""
+        del trainer, pl_module
+        self._count(outputs)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: ImageBatch, *_: object) -> None:
+        """Count the anomalous images whose mask lies outside the inspected part."""
+        del trainer, pl_module
+        self._count(outputs)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the next count; the last one of a training is reported."""
+        last = not trainer.training or trainer.current_epoch + 1 == trainer.max_epochs
+        self._report(pl_module, "validation", silent=not last)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the count."""
+        del trainer
+        self._report(pl_module, "test", silent=False)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Name the file where reading an image failed.
+
+        Raises:
+            DataError: An image cannot be decoded.
+        """
+        del pl_module
+        if not isinstance(exception, OSError | SyntaxError):
+            return
+        datasets = [getattr(trainer.datamodule, name, None) for name in ("train_data", "val_data", "test_data")]
+        paths = [path for dataset in datasets if dataset is not None for path in _paths(dataset)]
+        broken = [fault for path in track(paths, "Looking for the broken image") if (fault := _decode(path))]
+        if broken:
+            msg = f"Images cannot be decoded: {_some(broken)}. Replace or remove them; training can be resumed."
+            raise DataError(msg) from exception
+
+    def _count(self, batch: ImageBatch) -> None:
+        if batch.gt_mask is None or batch.gt_label is None:
+            return
+        anomalous = batch.gt_label.bool()
+        empty = ~batch.gt_mask.flatten(1).any(dim=1)
+        self._anomalous += int(anomalous.sum())
+        self._outside += int((anomalous & empty).sum())
+
+    def _report(self, pl_module: LightningModule, subset: str, silent: bool) -> None:
+        cropped = getattr(pl_module.pre_processor, "crop_box", WHOLE_IMAGE) != WHOLE_IMAGE
+        if self._outside and cropped and not silent:
+            rank_zero_warn(
+                f"{self._outside} of the {self._anomalous} anomalous {subset} images have their whole mask outside the "
+                "inspected centre: nobody can find these defects there. Without crop_size the whole image is inspected."
+            )
+        self._anomalous = self._outside = 0
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def _paths(dataset: AnomalibDataset) -> list[str]:
+    masks = [path for path in dataset.samples.get("mask_path", []) if isinstance(path, str) and path]
+    return [*dataset.samples.image_path, *masks]
+
+
+def _check_headers(dataset: AnomalibDataset) -> None:
+    paths: Iterable[str] = _paths(dataset)
+    if len(dataset) > MANY:
+        paths = track(list(paths), "Looking at the images")
+    broken = []
+    for path in paths:
+        try:
+            Image.open(path).close()
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            broken.append(f"{path} ({type(error).__name__})")
+    if broken:
+        msg = f"Files are no readable images: {_some(broken)}. Replace or remove them."
+        raise DataError(msg)
+
+
+def _decode(path: str) -> str | None:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError) as error:
+        return f"{path} ({error})"
+    return None
+
+
+def _some(faults: list[str]) -> str:
+    more = len(faults) - 5
+    return "; ".join(faults[:5]) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,67 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Few-shot training: the views that a handful of normal images are multiplied into."""
+
+import torch
+from kornia.geometry.transform import rotate
+from torch import Tensor
+from torch.nn import functional as F
+
+ROTATIONS = (-45.0, -33.75, -22.5, -11.25, 11.25, 22.5, 33.75, 45.0)
+"""Degrees; a positive angle turns the content counter-clockwise."""
+
+TRANSLATIONS = tuple((a * step, b * step) for step in (0.2, 0.1) for a, b in ((1, 1), (-1, 1), (-1, -1), (1, -1)))
+"""To the left and up, in half sides: 0.2 moves by 10 % of the side."""
+
+QUARTER_TURNS = (90.0, 180.0, 270.0)
+"""Degrees, counter-clockwise."""
+
+GREY_WEIGHTS = (0.299, 0.587, 0.114)
+"""Red, green and blue; the reference applies them to normalised values."""
+
+NUM_VIEWS = 1 + len(ROTATIONS) + len(TRANSLATIONS) + 2 + len(QUARTER_TURNS)
+
+
+def few_shot_views(image: Tensor) -> Tensor:
+    """Multiply one normal image into the views that few-shot training uses (reference, few-shot training).
+
+    The published few-shot numbers come from 1, 2 or 4 normal images per category, each with all of these views. The
+    geometry acts on the normalised crop; what comes in from outside is its mirror image.
+
+    The reference knows square images only. On others every view keeps the image's size, translations move by the same
+    fraction of each side, the rotations by up to 45 degrees also stretch (they turn coordinates that run from -1 to 1
+    along both sides), and the turns by 90 and 270 degrees keep their scale, so that what leaves the frame is lost.
+
+    Args:
+        image: Normalised crop ``(3, H, W)``; ``H`` and ``W`` are at least 2 pixels.
+
+    Returns:
+        Views ``(22, 3, H, W)``: the image itself, 8 rotations, 8 translations, horizontal mirror image, grey image, and
+        turns by 90, 180 and 270 degrees.
+
+    Raises:
+        ValueError: The image is not one image with three channels.
+    """
+    if image.ndim != 3 or image.shape[0] != 3:
+        msg = f"Few-shot views are made of one image with three channels, (3, H, W), got {tuple(image.shape)}."
+        raise ValueError(msg)
+    moves = image.new_tensor([[[1, 0, a], [0, 1, b]] for a, b in TRANSLATIONS])
+    maps = torch.cat([_rotations(image.new_tensor(ROTATIONS)), moves])
+    copies = image.expand(len(maps), -1, -1, -1)
+    grid = F.affine_grid(maps, list(copies.shape), align_corners=False)
+    moved = F.grid_sample(copies, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+    mirrored = image.flip(-1)
+    grey = (image * image.new_tensor(GREY_WEIGHTS).view(3, 1, 1)).sum(dim=0).expand_as(image)
+
+    copies = image.expand(len(QUARTER_TURNS), -1, -1, -1)
+    turned = rotate(copies, image.new_tensor(QUARTER_TURNS), padding_mode="reflection")
+    return torch.cat([torch.stack([image]), moved, torch.stack([mirrored, grey]), turned])
+
+
+def _rotations(degrees: Tensor) -> Tensor:
+    """Where the pixels of rotated images come from, as ``affine_grid`` takes it: ``(K,)`` -> ``(K, 2, 3)``."""
+    angle = torch.deg2rad(degrees)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    return torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).unflatten(1, (2, 3))

@@ -1,0 +1,265 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exported models: how they are made, what they carry, how they are run and how their thresholds are moved."""
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from anomalib.data import InferenceBatch
+from lightning_utilities.core.imports import module_available
+from torch import nn
+
+from anomalib_inp.preprocessing import WHOLE_IMAGE, CropBox
+
+if TYPE_CHECKING:
+    from anomalib.models.components import AnomalibModule
+
+KEY = "anomalib_inp"
+OPSET = 18  # the first in which Resize knows antialiasing
+TRACE_SIZE = (224, 320)
+
+
+class Metadata(NamedTuple):
+    """What an exported model says of itself; raw scores and thresholds are cosine distances.
+
+    Attributes:
+        normalized: Whether scores and maps come out normalised (0.5 is the threshold) or raw.
+        image_threshold: Threshold of image scores.
+        image_span: Raw score that a margin of 1 stands for (see ``InpPostProcessor``).
+        pixel_threshold: Threshold of maps.
+        pixel_span: The same for maps.
+        crop_box: The inspected part of the image.
+    """
+
+    normalized: bool
+    image_threshold: float
+    image_span: float
+    pixel_threshold: float
+    pixel_span: float
+    crop_box: CropBox
+
+    @classmethod
+    def of(cls, model: "AnomalibModule") -> "Metadata":
+        """Read the metadata off a model."""
+        post = model.post_processor
+        if post is None:
+            return cls(False, *[math.nan] * 4, _crop_box(model))
+        scales = [float(value) for kind in ("image", "pixel") for value in post.threshold_and_span(kind)]
+        return cls(post.enable_normalization, *scales, _crop_box(model))
+
+    def to_raw(self, normalized: Any, kind: str = "image") -> np.ndarray:
+        """Turn normalised scores (``kind="image"``) or map values (``"pixel"``) into raw ones."""
+        threshold, span = getattr(self, f"{kind}_threshold"), getattr(self, f"{kind}_span")
+        t = np.clip(2 * np.asarray(normalized, dtype=np.float64) - 1, -1 + 1e-7, 1 - 1e-7)
+        return t / np.sqrt(1 - t**2) * span + threshold
+
+    def to_normalized(self, raw: Any, kind: str = "image") -> np.ndarray:
+        """Turn raw scores (``kind="image"``) or map values (``"pixel"``) into normalised ones."""
+        threshold, span = getattr(self, f"{kind}_threshold"), getattr(self, f"{kind}_span")
+        margin = (np.asarray(raw, dtype=np.float64) - threshold) / span
+        return (1 + margin / np.sqrt(1 + margin**2)) / 2
+
+
+def _crop_box(model: "AnomalibModule") -> CropBox:
+    return getattr(model.pre_processor, "crop_box", WHOLE_IMAGE)
+
+
+def graph_of(model: "AnomalibModule") -> nn.Module:
+    """Chain pre-processor, detector and post-processor: what an export consists of."""
+    return nn.Sequential(*(part for part in (model.pre_processor, model.model, model.post_processor) if part)).eval()
+
+
+def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = None, **kwargs: Any) -> Any:
+    """Convert a model to OpenVINO, straight from PyTorch: OpenVINO's ONNX reader ignores antialiasing.
+
+    Args:
+        model: The model, with its post-processor's thresholds.
+        input_size: Height and width of input images in pixels; ``None`` accepts any.
+        **kwargs: Further arguments of ``openvino.convert_model``.
+
+    Returns:
+        An ``openvino.Model`` with a dynamic batch and the outputs of anomalib's exports.
+
+    Raises:
+        ModuleNotFoundError: OpenVINO is not installed.
+    """
+    if not module_available("openvino"):
+        msg = "Exporting to OpenVINO needs the package openvino: pip install 'anomalib-inp[export]'."
+        raise ModuleNotFoundError(msg, name="openvino")
+    import openvino
+
+    graph, device = graph_of(model), model.device
+    example = torch.rand(1, 3, *(input_size or TRACE_SIZE))
+    shape = [-1, 3, *(input_size or (-1, -1))]
+    with _quiet(), torch.no_grad():
+        names = [name for name, value in graph.cpu()(example)._asdict().items() if value is not None]
+        converted = openvino.convert_model(graph, example_input=example, input=[("input", shape)], **kwargs)
+    graph.to(device)
+    converted.inputs[0].get_tensor().set_names({"input"})
+    for output, name in zip(converted.outputs, names, strict=True):
+        output.get_tensor().set_names({name})
+    converted.set_rt_info(json.dumps(Metadata.of(model)._asdict()), KEY)
+    return converted
+
+
+def annotate_onnx(path: Path, metadata: Metadata) -> None:
+    """Write metadata into an ONNX file."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {KEY: json.dumps(metadata._asdict())})
+    _replace(path, model.SerializeToString())
+
+
+def read_metadata(path: str | Path) -> Metadata:
+    """Read what an exported OpenVINO (``.xml``) or ONNX (``.onnx``) model says of itself.
+
+    Raises:
+        ValueError: The file is no export of ours.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx":
+        import onnx
+
+        text = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}.get(KEY)
+    else:
+        import openvino
+
+        model = openvino.Core().read_model(path)
+        text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
+    if text is None:
+        msg = f"{path} carries no metadata of anomalib-inp; export the model with anomalib export --model InpFormer."
+        raise ValueError(msg)
+    values = json.loads(text)
+    return Metadata(**{**values, "crop_box": CropBox(*values["crop_box"])})
+
+
+def set_thresholds(path: str | Path, image: float | None = None, pixel: float | None = None) -> Metadata:
+    """Move the thresholds of an exported model, in place; nothing else changes.
+
+    Args:
+        path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
+        image: New image threshold, a raw score; ``None`` leaves it.
+        pixel: New pixel threshold, a raw map value; ``None`` leaves it.
+
+    Returns:
+        The new metadata.
+
+    Raises:
+        ValueError: Not an export of ours, or a threshold that is no finite number.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    given = {"image": image, "pixel": pixel}
+    moved = {name: float(value) for name, value in given.items() if value is not None}
+    for name, value in moved.items():
+        if not np.isfinite(value) or np.isnan(getattr(metadata, f"{name}_threshold")):
+            msg = (
+                f"The {name} threshold must be a finite raw score and the model must have one already, got {value} "
+                f"for {getattr(metadata, f'{name}_threshold')}. A model exported without thresholds is exported anew."
+            )
+            raise ValueError(msg)
+    metadata = metadata._replace(**{f"{name}_threshold": value for name, value in moved.items()})  # type: ignore[arg-type]
+    (_move_in_onnx if path.suffix == ".onnx" else _move_in_openvino)(path, moved, metadata)
+    return metadata
+
+
+class ExportedModel:
+    """Runs an exported model on images.
+
+    OpenVINO models run by OpenVINO, ONNX models by ONNX Runtime.
+
+    Args:
+        path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
+        device: OpenVINO device, such as ``CPU`` or ``GPU``.
+        precision: OpenVINO's inference precision. ``f32`` gives the scores of PyTorch; ``None`` leaves the choice to
+            the device, which may be bfloat16.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not an export of ours.
+    """
+
+    def __init__(self, path: str | Path, device: str = "CPU", precision: str | None = "f32") -> None:
+        path = Path(path)
+        if path.suffix not in {".xml", ".onnx"} or not path.is_file():
+            msg = f"Expected the .xml of an exported OpenVINO model or an .onnx file, got {path}."
+            raise FileNotFoundError(msg)
+        self.metadata = read_metadata(path)
+        if path.suffix == ".onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            names = [output.name for output in session.get_outputs()]
+            self._run = lambda images: dict(zip(names, session.run(names, {"input": images}), strict=True))
+        else:
+            import openvino
+
+            config = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
+            compiled = openvino.compile_model(path, device, config)
+            self._run = lambda images: {output.any_name: value for output, value in compiled(images).items()}
+
+    def __call__(self, images: np.ndarray) -> InferenceBatch:
+        """Detect anomalies in RGB images ``(B, 3, H, W)``, float32 in [0, 1]; the fields hold NumPy arrays."""
+        return InferenceBatch(**self._run(np.ascontiguousarray(images, dtype=np.float32)))
+
+
+def _move_in_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
+    import openvino
+    from openvino import opset13
+
+    model = openvino.Core().read_model(path)
+    for name, value in moved.items():
+        # label = (raw - threshold) / span > limit; OpenVINO writes the subtraction as an addition
+        output = model.output({"image": "pred_label", "pixel": "pred_mask"}[name])
+        compared = output.get_node().input_value(0).get_node()
+        shift = compared.input_value(0).get_node().input_value(0).get_node()
+        signs = {"Add": -1, "Subtract": 1}
+        if shift.get_type_name() not in signs:
+            msg = f"{path} does not end in our post-processor; export the model anew with the threshold that you want."
+            raise ValueError(msg)
+        constant = opset13.constant(np.array(signs[shift.get_type_name()] * value, dtype=np.float32))
+        shift.input(1).replace_source_output(constant.output(0))
+    model.set_rt_info(json.dumps(metadata._asdict()), KEY)
+    weights = path.with_suffix(".bin")
+    temporary = path.with_name(f".{path.stem}.tmp.xml")
+    openvino.save_model(model, temporary, compress_to_fp16=False)
+    del model  # it maps the file that is about to be replaced
+    temporary.with_suffix(".bin").replace(weights)
+    temporary.replace(path)
+
+
+def _move_in_onnx(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    for name, value in moved.items():
+        for tensor in model.graph.initializer:
+            if tensor.name.endswith(f"_{name}_threshold"):
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(value, dtype=np.float32), tensor.name))
+    onnx.helper.set_model_props(model, {KEY: json.dumps(metadata._asdict())})
+    _replace(path, model.SerializeToString())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file in one step: it is the old one or the new one, never half of either."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what tracing says of sizes that are fixed on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

@@ -1,0 +1,144 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Predictions of an exported model for a folder of images: pictures, scores and metrics."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from anomalib.data.utils import read_image
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from anomalib_inp.deploy import ExportedModel
+from anomalib_inp.evaluation.metrics import metrics_table, seven_metrics
+from anomalib_inp.visualization import draw_result, gallery
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+GALLERY_ROWS = 6
+
+
+class Item(NamedTuple):
+    """An image to predict; label and mask are ``None`` where the folder does not tell them."""
+
+    path: Path
+    anomalous: bool | None
+    mask: Path | None
+
+
+def find_images(images: Path) -> list[Item]:
+    """List an image, or the images below a folder, with the labels and masks that MVTec AD's layout tells.
+
+    Raises:
+        FileNotFoundError: There is no such image, or no image in the folder.
+    """
+    if images.is_file():
+        return [Item(images, None, None)]
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        msg = f"Expected an image or a folder of images ({', '.join(sorted(SUFFIXES))}), found none in {images}."
+        raise FileNotFoundError(msg)
+    if not (images / "good").is_dir():
+        return [Item(path, None, None) for path in paths]
+    truth = images.parent / "ground_truth"
+    items = []
+    for path in paths:
+        kind = path.relative_to(images).parts[0]
+        mask = truth / kind / f"{path.stem}_mask.png"
+        items.append(Item(path, kind != "good", mask if mask.is_file() else None))
+    return items
+
+
+def predict_images(model: Path, images: Path, output: Path, device: str = "CPU", precision: str | None = "f32") -> None:
+    """Predict images one by one; see ``anomalib-inp predict --help``.
+
+    Raises:
+        FileNotFoundError: No model or no images.
+        ValueError: The model is no export of ours, or a file is no readable image.
+    """
+    items = find_images(images)
+    exported = ExportedModel(model, device, precision)
+    output.mkdir(parents=True, exist_ok=True)
+    root = images if images.is_dir() else images.parent
+    scores, labels, maps, masks = [], [], [], []
+    strips: dict[Path, Image.Image] = {}
+    with (output / "scores.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("image", "score", "raw_score", "anomalous"))
+        for item in track(items, "Predicting"):
+            try:
+                image = read_image(item.path, as_tensor=True).numpy()
+            except OSError as error:
+                msg = f"{item.path} is no readable image: {error}"
+                raise ValueError(msg) from error
+            result = exported(image[None])
+            score, label = float(result.pred_score[0]), bool(result.pred_label[0])
+            metadata = exported.metadata
+            raw_score, raw_map = result.pred_score[0], result.anomaly_map[0, 0]
+            if metadata.normalized:
+                raw_score, raw_map = metadata.to_raw(raw_score), metadata.to_raw(raw_map, "pixel")
+            table.writerow((item.path.relative_to(root), f"{score:.6f}", f"{float(raw_score):.6f}", int(label)))
+            truth = _read_mask(item)
+            shown = result.anomaly_map[0, 0] if metadata.normalized else metadata.to_normalized(raw_map, "pixel")
+            strip = draw_result(
+                Image.open(item.path).convert("RGB"),
+                shown,
+                pred_mask=result.pred_mask[0, 0],
+                gt_mask=truth,
+                crop_box=metadata.crop_box,
+                score=score,
+                anomalous=label,
+            )
+            picture = output / item.path.relative_to(root).with_suffix(".png")
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            strip.save(picture)
+            strips[picture] = strip
+            if item.anomalous is not None:
+                scores.append(float(raw_score))
+                labels.append(item.anomalous)
+                maps.append(raw_map)
+                masks.append(None if truth is None else _to_map(truth, raw_map.shape, metadata.crop_box))
+    console = Console()
+    sheet = output / "gallery.png"
+    gallery(list(_choose(strips, items))).save(sheet)
+    if labels:
+        complete = not any(mask is None for mask in masks)
+        values = seven_metrics(
+            np.array(scores), np.array(labels), *((np.stack(maps), np.stack(masks)) if complete else ())
+        )
+        console.print(metrics_table({root.parent.name: values}))
+    console.print(f"Scores:   {output / 'scores.csv'}\nPictures: {output}\nGallery:  {sheet}")
+
+
+def _read_mask(item: Item) -> np.ndarray | None:
+    if item.mask is not None:
+        return np.array(Image.open(item.mask).convert("L")) > 0
+    if item.anomalous is False:
+        with Image.open(item.path) as image:
+            return np.zeros(image.size[::-1], dtype=bool)
+    return None
+
+
+def _to_map(mask: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+    """Bring the inspected part of a mask to the size of the map by nearest neighbour."""
+    height, width = mask.shape
+    left, top, right, bottom = box
+    rows = top * height + (np.arange(size[0]) + 0.5) * (bottom - top) * height / size[0]
+    columns = left * width + (np.arange(size[1]) + 0.5) * (right - left) * width / size[1]
+    return mask[np.ix_(rows.astype(int), columns.astype(int))]
+
+
+def _choose(strips: dict[Path, Image.Image], items: list[Item]) -> Iterator[Image.Image]:
+    """Choose anomalous images of different kinds first, then normal ones."""
+    by_kind: dict[str, list[Path]] = {}
+    for picture, item in zip(strips, items, strict=True):
+        by_kind.setdefault("~" if item.anomalous is False else picture.parent.name, []).append(picture)
+    kinds = sorted(by_kind)
+    for position in range(GALLERY_ROWS):
+        kind = kinds[position % len(kinds)]
+        if position // len(kinds) < len(by_kind[kind]):
+            yield strips[by_kind[kind][position // len(kinds)]]

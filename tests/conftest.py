@@ -1,0 +1,65 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What all tests share: small encoders, golden numbers, and no network."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+# Before the first import that reads it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+GOLDEN = Path(__file__).parent / "golden"
+MORE_GOLDEN = "ANOMALIB_INP_GOLDEN"
+
+
+def golden_folders() -> list[Path]:
+    """Folders of golden numbers: those of the repository and those in the directory that the environment names."""
+    roots = [GOLDEN]
+    if more := os.environ.get(MORE_GOLDEN):
+        roots.append(Path(more))
+    found = [{meta.parent.resolve() for meta in root.glob("*/meta.json")} for root in roots]
+    for root, folders in zip(roots, found, strict=True):
+        if not folders:
+            msg = f"Expected folders of golden numbers (each with a meta.json) in {root}, found none. See {MORE_GOLDEN}."
+            raise pytest.UsageError(msg)
+    return sorted(set().union(*found))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for ``golden_folder`` once for each."""
+    if "golden_folder" in metafunc.fixturenames:
+        folders = golden_folders()
+        metafunc.parametrize("golden_folder", folders, ids=[folder.name for folder in folders], scope="session")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse connections to other machines, so that a test that needs one fails everywhere."""
+    connect = socket.socket.connect
+
+    def connect_locally(self: socket.socket, address: Any) -> None:
+        if self.family in {socket.AF_INET, socket.AF_INET6} and address[0] not in {"localhost", "127.0.0.1", "::1"}:
+            msg = f"Tests must not use the network, but one connects to {address}."
+            raise ConnectionRefusedError(msg)
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seeded random weights of timm's ``test_vit``: 6 blocks, width 64, patches of 16 pixels, native size 160."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model("test_vit", pretrained=False, num_classes=0)
+    path = tmp_path_factory.mktemp("encoder") / "test_vit.safetensors"
+    save_file(model.state_dict(), path)
+    return path
