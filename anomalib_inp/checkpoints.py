@@ -206,7 +206,6 @@ def set_thresholds(
         temporary = path.with_name(f".{path.name}.tmp")
         torch.save(content, temporary)
         temporary.replace(path)
-    thresholds = {
-        name: float(content["state_dict"][f"post_processor._{name}_threshold"]) for name in ("image", "pixel")
-    }
+    state = content["state_dict"]
+    thresholds = {name: float(state[f"post_processor._{name}_threshold"]) for name in ("image", "pixel")}
     return {**thresholds, "normalized": config["enable_normalization"]}

