@@ -26,7 +26,7 @@ def default_target_layers(depth: int) -> list[int]:
     Raises:
         ValueError: The encoder has fewer than two blocks to tap.
     """
-    first, last = depth / 6, depth * 3 / 4
+    first, last = depth / 6, min(depth * 3 / 4, depth - 1)
     count = min(MAX_TAPPED, (round(last) - round(first) + 1) // 2 * 2)
     if count < 2:
         msg = f"At least two blocks are tapped, but an encoder of depth {depth} has too few; choose a deeper one."
@@ -63,7 +63,9 @@ class FrozenEncoder(nn.Module):
             msg = f"The encoder must be a Vision Transformer of timm, got {type(backbone).__name__}."
             raise TypeError(msg)
         depth = len(backbone.blocks)
-        self.target_layers = _checked_layers(target_layers, depth) if target_layers else default_target_layers(depth)
+        self.target_layers = (
+            default_target_layers(depth) if target_layers is None else _checked_layers(target_layers, depth)
+        )
         backbone.prune_intermediate_layers(self.target_layers, prune_norm=True, prune_head=True)
         self.embed_dim: int = backbone.embed_dim
         self.num_heads: int = backbone.blocks[0].attn.num_heads
@@ -117,7 +119,8 @@ class FrozenEncoder(nn.Module):
         """Embed images ``(B, 3, H, W)``: class, register and patch tokens with their positions, ``(B, P + N, D)``."""
         backbone = self.backbone
         grid = self.grid(images)
-        tokens = backbone.patch_embed.proj(images).flatten(2).transpose(1, 2)  # (B, N, D)
+        embed = backbone.patch_embed
+        tokens = embed.norm(embed.proj(images).flatten(2).transpose(1, 2))  # (B, N, D)
         prefix = [getattr(backbone, name, None) for name in ("cls_token", "dist_token", "reg_token")]
         prefix = [token.expand(images.shape[0], -1, -1) for token in prefix if token is not None]
         if backbone.no_embed_class:
@@ -171,7 +174,7 @@ def _checked_layers(target_layers: Sequence[int], depth: int) -> list[int]:
             f"The default of this encoder is {default_target_layers(depth)}."
         )
         raise ValueError(msg)
-    if layers != sorted(set(layers)) or len(layers) % 2:
+    if not layers or layers != sorted(set(layers)) or len(layers) % 2:
         msg = f"target_layers must be an even number of different blocks in increasing order, got {layers}."
         raise ValueError(msg)
     return layers

@@ -82,7 +82,9 @@ def encoder_from_state(
     backbone = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
     if isinstance(backbone, timm.models.VisionTransformer) and "mask_token" in state:
         state = checkpoint_filter_fn(state, backbone)
-    backbone = backbone.to(next(iter(state.values())).dtype)
+    dtype = next(iter(state.values())).dtype
+    # files in half precision save space; the network computes in float32 unless told otherwise
+    backbone = backbone.to(torch.float32 if dtype in {torch.float16, torch.bfloat16} else dtype)
     _load_strictly(backbone, state, name, origin)
     return FrozenEncoder(backbone, target_layers)
 

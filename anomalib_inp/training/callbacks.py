@@ -38,22 +38,36 @@ class EpochSeed(Callback):
 
     def __init__(self) -> None:
         self.seed: int | None = None
+        self.epoch = 0
+        self.rank = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take over the seed of the program for the first epoch."""
+        del pl_module
+        if stage == "fit":
+            self.rank = trainer.global_rank
+            self.seed = torch.initial_seed()
+            self._seed_epoch(0)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed all generators for this epoch and process."""
+        """Seed an epoch; the first one of a run has been seeded before Lightning made its iterator."""
         del pl_module
-        if self.seed is None:
-            self.seed = torch.initial_seed()
-        entropy = (self.seed, trainer.current_epoch, trainer.global_rank)
-        seed_everything(int(np.random.SeedSequence(entropy).generate_state(1)[0]), verbose=False)
+        if trainer.current_epoch != self.epoch:
+            self._seed_epoch(trainer.current_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the training's seed in the checkpoint."""
-        return {"seed": self.seed}
+        """Keep the seed of the training and its last epoch in the checkpoint."""
+        return {"seed": self.seed, "epoch": self.epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the seed of the training that is resumed."""
+        """Go on with the epoch after the checkpoint's: this comes before Lightning asks for the first batch."""
         self.seed = state_dict["seed"]
+        self._seed_epoch(state_dict["epoch"] + 1)
+
+    def _seed_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        entropy = np.random.SeedSequence((self.seed or 0, epoch, self.rank))
+        seed_everything(int(entropy.generate_state(1)[0]), verbose=False)
 
 
 class FinishedCheckpoint(Callback):

@@ -176,10 +176,19 @@ def test_callers_state_stays_as_it_was() -> None:
     assert all(torch.equal(value, before[key]) for key, value in state.items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_encoder_has_the_precision_of_its_file(tiny_encoder_file: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_double_precision_is_kept(tiny_encoder_file: Path, tmp_path: Path) -> None:
+    save_file({key: value.double() for key, value in load_file(tiny_encoder_file).items()}, tmp_path / "w.safetensors")
+    encoder = build_encoder("test_vit", tmp_path / "w.safetensors")
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float64}
+    assert encoder(images(64).double()).fused.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_file_in_half_precision_takes_images_in_float32(
+    tiny_encoder_file: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
     state = {key: value.to(dtype) for key, value in load_file(tiny_encoder_file).items()}
-    save_file(state, tmp_path / "cast.safetensors")
-    encoder = build_encoder("test_vit", tmp_path / "cast.safetensors")
-    assert {parameter.dtype for parameter in encoder.parameters()} == {dtype}
-    assert encoder(images(64).to(dtype)).fused.dtype == dtype
+    save_file(state, tmp_path / "half.safetensors")
+    encoder = build_encoder("test_vit", tmp_path / "half.safetensors")
+    rounded = encoder_from_state("test_vit", {key: value.float() for key, value in state.items()}, "the test")
+    assert torch.equal(encoder(images(64)).fused, rounded(images(64)).fused)
