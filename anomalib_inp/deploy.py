@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KEY = "anomalib_inp"
 OPSET = 18  # the first in which Resize knows antialiasing
 TRACE_SIZE = (224, 320)
+LABELS = {"image": "pred_label", "pixel": "pred_mask"}
 
 
 class Metadata(NamedTuple):
@@ -54,7 +55,8 @@ class Metadata(NamedTuple):
             return cls(False, math.nan, 1.0, math.nan, 1.0, _crop_box(model))
         (image, image_span), (pixel, pixel_span) = (post.threshold_and_span(kind) for kind in ("image", "pixel"))
         scales = (float(image), float(image_span), float(pixel), float(pixel_span))
-        return cls(post.enable_normalization, *scales, crop_box=_crop_box(model))
+        normalized = post.enable_normalization and not math.isnan(scales[0])
+        return cls(normalized, *scales, crop_box=_crop_box(model))
 
     def to_raw(self, normalized: Any, kind: str = "image") -> np.ndarray:
         """Turn normalised scores (``kind="image"``) or map values (``"pixel"``) into raw ones."""
@@ -169,7 +171,8 @@ def set_thresholds(path: str | Path, image: float | None = None, pixel: float | 
             )
             raise ValueError(msg)
     metadata = metadata._replace(**{f"{name}_threshold": value for name, value in moved.items()})  # type: ignore[arg-type]
-    (_move_in_onnx if path.suffix == ".onnx" else _move_in_openvino)(path, moved, metadata)
+    if moved:
+        (_move_in_onnx if path.suffix == ".onnx" else _move_in_openvino)(path, moved, metadata)
     return metadata
 
 
@@ -219,14 +222,14 @@ def _move_in_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -
 
     model = openvino.Core().read_model(path)
     for name, value in moved.items():
-        # label = (raw - threshold) / span > limit; OpenVINO writes the subtraction as an addition
-        output = model.output({"image": "pred_label", "pixel": "pred_mask"}[name])
-        compared = output.get_node().input_value(0).get_node()
-        shift = compared.input_value(0).get_node().input_value(0).get_node()
+        # label = (raw - threshold) / span > limit; OpenVINO writes the subtraction as an addition, the division as a
+        # multiplication, and drops the division by a span of 1
+        shift = model.output(LABELS[name]).get_node().input_value(0).get_node().input_value(0).get_node()
+        if shift.get_type_name() in {"Divide", "Multiply"}:
+            shift = shift.input_value(0).get_node()
         signs = {"Add": -1, "Subtract": 1}
         if shift.get_type_name() not in signs:
-            msg = f"{path} does not end in our post-processor; export the model anew with the threshold that you want."
-            raise ValueError(msg)
+            raise ValueError(_not_ours(path))
         constant = opset13.constant(np.array(signs[shift.get_type_name()] * value, dtype=np.float32))
         shift.input(1).replace_source_output(constant.output(0))
     model.set_rt_info(json.dumps(metadata._asdict()), KEY)
@@ -242,12 +245,27 @@ def _move_in_onnx(path: Path, moved: dict[str, float], metadata: Metadata) -> No
     import onnx
 
     model = onnx.load(path)
+    graph = model.graph
+    nodes = {output: node for node in graph.node for output in node.output}
     for name, value in moved.items():
-        for tensor in model.graph.initializer:
-            if tensor.name.endswith(f"_{name}_threshold"):
-                tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(value, dtype=np.float32), tensor.name))
+        # label = (raw - threshold) / span > limit; the exporter drops the division by a span of 1
+        shift = nodes.get(nodes[LABELS[name]].input[0])
+        if shift is not None and shift.op_type == "Div":
+            shift = nodes.get(shift.input[0])
+        if shift is None or shift.op_type != "Sub":
+            raise ValueError(_not_ours(path))
+        # A constant of its own: the exporter merges equal ones, so that others may read the one that is there.
+        constant = f"{KEY}.{name}_threshold"
+        for tensor in [tensor for tensor in graph.initializer if tensor.name == constant]:
+            graph.initializer.remove(tensor)
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, dtype=np.float32), constant))
+        shift.input[1] = constant
     onnx.helper.set_model_props(model, {KEY: json.dumps(metadata._asdict())})
     _replace(path, model.SerializeToString())
+
+
+def _not_ours(path: Path) -> str:
+    return f"{path} does not end in our post-processor; export the model anew with the threshold that you want."
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -263,4 +281,5 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions call the deprecation of torch.jit.trace so
         yield

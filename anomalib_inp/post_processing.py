@@ -100,6 +100,10 @@ class InpPostProcessor(PostProcessor):
     ) -> None:
         """Collect the raw scores and maps of a batch."""
         super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+        if not self.enable_normalization:
+            # The range says how far a sensitivity moves the threshold, in raw scores too.
+            self._image_min_max_metric.update(outputs)
+            self._pixel_min_max_metric.update(outputs)
         labels = outputs.gt_label if outputs.gt_label is not None else torch.zeros_like(outputs.pred_score)
         normal = labels == 0
         self._anomalous_images += int((~normal).sum())
@@ -112,13 +116,16 @@ class InpPostProcessor(PostProcessor):
         counted = torch.tensor(self._anomalous_images, device=pl_module.device)
         anomalous = int(trainer.strategy.reduce(counted, reduce_op="sum"))
         if anomalous:
+            masks = self._pixel_threshold_metric.update_called
+            if not self.enable_normalization:
+                self._set_ranges()
             super().on_validation_epoch_end(trainer, pl_module)
+            if not masks:
+                # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
+                self._pixel_threshold.copy_(self._image_threshold)
         elif self._normal_scores.update_called:
             self._set_from_normal("image", self._normal_scores.compute(), self.normal_image_quantile)
             self._set_from_normal("pixel", self._normal_pixels.compute(), self.normal_pixel_quantile)
-        if torch.isnan(self._pixel_threshold):
-            # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
-            self._pixel_threshold.copy_(self._image_threshold)
         for metric in self.children():
             metric.reset()
         self._anomalous_images = 0
@@ -180,7 +187,7 @@ class InpPostProcessor(PostProcessor):
     def threshold_and_span(self, kind: str) -> tuple[Tensor, Tensor]:
         """Threshold and span of raw scores (``kind="image"``) or map values (``"pixel"``); an unknown span is 1."""
         threshold, low, high = (
-            getattr(self, f"_{kind}_threshold"),
+            getattr(self, f"{kind}_threshold"),
             getattr(self, f"{kind}_min"),
             getattr(self, f"{kind}_max"),
         )
@@ -195,6 +202,12 @@ class InpPostProcessor(PostProcessor):
         if not self.enable_normalization:
             return raw, labels
         return torch.where(torch.isnan(threshold), raw, (1 + margin / (1 + margin**2).sqrt()) / 2), labels
+
+    def _set_ranges(self) -> None:
+        for kind in ("image", "pixel"):
+            low, high = getattr(self, f"_{kind}_min_max_metric").compute()
+            getattr(self, f"{kind}_min").copy_(low)
+            getattr(self, f"{kind}_max").copy_(high)
 
     def _set_from_normal(self, name: str, values: Tensor, share: float) -> None:
         threshold, lowest = quantile(values, share), values.min()

@@ -4,6 +4,7 @@
 """Predictions of an exported model for a folder of images: pictures, scores and metrics."""
 
 import csv
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -58,53 +59,52 @@ def predict_images(model: Path, images: Path, output: Path, device: str = "CPU",
 
     Raises:
         FileNotFoundError: No model or no images.
-        ValueError: The model is no export of ours, or a file is no readable image.
+        ValueError: The model is no export of ours, a file is no readable image, or a picture would replace an image.
     """
     items = find_images(images)
+    root, sheet = images if images.is_dir() else images.parent, output / "gallery.png"
+    pictures = _name_pictures(items, root, output, sheet)
     exported = ExportedModel(model, device, precision)
     output.mkdir(parents=True, exist_ok=True)
-    root = images if images.is_dir() else images.parent
     scores, labels, maps, masks = [], [], [], []
-    strips: dict[Path, Image.Image] = {}
     with (output / "scores.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("image", "score", "raw_score", "anomalous"))
-        for item in track(items, "Predicting"):
+        for item, picture in track(list(zip(items, pictures, strict=True)), "Predicting"):
             try:
                 image = read_image(item.path, as_tensor=True).numpy()
-            except OSError as error:
+            except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
                 msg = f"{item.path} is no readable image: {error}"
                 raise ValueError(msg) from error
             result = exported(image[None])
-            score, label = float(result.pred_score[0]), bool(result.pred_label[0])
             metadata = exported.metadata
+            decides = not math.isnan(metadata.image_threshold)
+            score, label = float(result.pred_score[0]), bool(result.pred_label[0]) if decides else None
             raw_score, raw_map = result.pred_score[0], result.anomaly_map[0, 0]
             if metadata.normalized:
                 raw_score, raw_map = metadata.to_raw(raw_score), metadata.to_raw(raw_map, "pixel")
-            table.writerow((item.path.relative_to(root), f"{score:.6f}", f"{float(raw_score):.6f}", int(label)))
+            table.writerow((item.path.relative_to(root), f"{score:.6f}", f"{float(raw_score):.6f}", int(label) if decides else ""))
             truth = _read_mask(item)
-            shown = result.anomaly_map[0, 0] if metadata.normalized else metadata.to_normalized(raw_map, "pixel")
+            normalize = decides and not metadata.normalized
+            shown = metadata.to_normalized(raw_map, "pixel") if normalize else result.anomaly_map[0, 0]
             strip = draw_result(
                 Image.open(item.path).convert("RGB"),
                 shown,
-                pred_mask=result.pred_mask[0, 0],
+                pred_mask=result.pred_mask[0, 0] if decides else None,
                 gt_mask=truth,
                 crop_box=metadata.crop_box,
                 score=score,
                 anomalous=label,
             )
-            picture = output / item.path.relative_to(root).with_suffix(".png")
             picture.parent.mkdir(parents=True, exist_ok=True)
             strip.save(picture)
-            strips[picture] = strip
             if item.anomalous is not None:
                 scores.append(float(raw_score))
                 labels.append(item.anomalous)
                 maps.append(raw_map)
                 masks.append(None if truth is None else _to_map(truth, raw_map.shape, metadata.crop_box))
     console = Console()
-    sheet = output / "gallery.png"
-    gallery(list(_choose(strips, items))).save(sheet)
+    gallery([Image.open(picture) for picture in _choose(pictures, items)]).save(sheet)
     if labels:
         known = [mask for mask in masks if mask is not None]
         pixels = (np.stack(maps), np.stack(known)) if len(known) == len(maps) else ()
@@ -131,13 +131,28 @@ def _to_map(mask: np.ndarray, size: tuple[int, int], box: tuple[float, float, fl
     return mask[np.ix_(rows.astype(int), columns.astype(int))]
 
 
-def _choose(strips: dict[Path, Image.Image], items: list[Item]) -> Iterator[Image.Image]:
+def _name_pictures(items: list[Item], root: Path, output: Path, sheet: Path) -> list[Path]:
+    """Name a picture for every image; of images that differ in their suffix alone, all but one keep it."""
+    pictures: dict[Path, Item] = {}
+    for item in items:
+        relative = item.path.relative_to(root)
+        picture = output / relative.with_suffix(".png")
+        taken = picture == sheet or picture in pictures
+        pictures[output / f"{relative}.png" if taken else picture] = item
+    replaced = {item.path.resolve() for item in items} & {picture.resolve() for picture in (*pictures, sheet)}
+    if replaced:
+        msg = f"The pictures would replace images, {min(replaced)} for one. Choose an output outside {root}."
+        raise ValueError(msg)
+    return list(pictures)
+
+
+def _choose(pictures: list[Path], items: list[Item]) -> Iterator[Path]:
     """Choose anomalous images of different kinds first, then normal ones."""
     by_kind: dict[str, list[Path]] = {}
-    for picture, item in zip(strips, items, strict=True):
+    for picture, item in zip(pictures, items, strict=True):
         by_kind.setdefault("~" if item.anomalous is False else picture.parent.name, []).append(picture)
     kinds = sorted(by_kind)
     for position in range(GALLERY_ROWS):
         kind = kinds[position % len(kinds)]
         if position // len(kinds) < len(by_kind[kind]):
-            yield strips[by_kind[kind][position // len(kinds)]]
+            yield by_kind[kind][position // len(kinds)]

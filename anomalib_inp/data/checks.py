@@ -6,7 +6,9 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from anomalib.data import AnomalibDataset, ImageBatch
+from anomalib.data import MPDD, VAD, AnomalibDataset, ImageBatch, MVTecAD
+from anomalib.data.datasets.image.mvtecad import IMG_EXTENSIONS
+from anomalib.data.utils import ValSplitMode
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -31,9 +33,10 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     Raises:
         DataError: A mask has no image or an image has no mask.
     """
-    root, category = getattr(datamodule, "root", None), getattr(datamodule, "category", None)
-    folder = Path(root or "", category or "")
-    if root is None or not (folder / "ground_truth").is_dir() or not (folder / "test").is_dir():
+    if not isinstance(datamodule, MVTecAD | MPDD | VAD):
+        return  # others have folders of the same names with other things in them
+    folder = Path(datamodule.root, datamodule.category)
+    if not (folder / "ground_truth").is_dir() or not (folder / "test").is_dir():
         return
     faults = []
     for defect in sorted({path.name for part in ("test", "ground_truth") for path in (folder / part).iterdir()}):
@@ -71,6 +74,9 @@ class DataCheck(Callback):
                 f"Only the centre of each image is inspected: {100 * box.left:.1f} to {100 * box.right:.1f} % of its "
                 f"width, {100 * box.top:.1f} to {100 * box.bottom:.1f} % of its height."
             )
+        data = trainer.datamodule
+        if stage == "fit" and getattr(data, "val_split_mode", "") == ValSplitMode.NONE and not hasattr(data, "val_data"):
+            trainer.limit_val_batches = 0  # anomalib's loader would ask for the images that are not there
         for name in SUBSETS.get(stage, ()):
             dataset = getattr(trainer.datamodule, name, None)
             if dataset is None:
@@ -131,8 +137,9 @@ class DataCheck(Callback):
         if not isinstance(exception, OSError | SyntaxError):
             return
         datasets = [getattr(trainer.datamodule, name, None) for name in ("train_data", "val_data", "test_data")]
-        paths = [path for dataset in datasets if dataset is not None for path in _paths(dataset)]
-        broken = [fault for path in track(paths, "Looking for the broken image") if (fault := _decode(path))]
+        # validation images may be the test images: once is enough
+        paths = dict.fromkeys(path for dataset in datasets if dataset is not None for path in _paths(dataset))
+        broken = [fault for path in track(list(paths), "Looking for the broken image") if (fault := _decode(path))]
         if broken:
             msg = f"Images cannot be decoded: {_some(broken)}. Replace or remove them; training can be resumed."
             raise DataError(msg) from exception
@@ -155,7 +162,8 @@ class DataCheck(Callback):
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
+    """List what anomalib takes for images and masks of this layout."""
+    return (path for path in folder.glob("*") if path.suffix in IMG_EXTENSIONS)
 
 
 def _paths(dataset: AnomalibDataset) -> list[str]:

@@ -48,7 +48,7 @@ class Recipe:
                 f"instead of {self.warmup_steps}."
             )
         optimizer = StableAdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"},
-        }
+        # A function, not the object: LambdaLR would keep the object's length in checkpoints, and a training that is
+        # resumed for longer would stay at the final learning rate.
+        scheduler = LambdaLR(optimizer, lambda step: schedule(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -153,10 +153,25 @@ def test_schedule_counts_optimiser_steps(model, datamodule, tmp_path: Path) -> N
 
 def test_max_steps_sets_the_length_of_the_schedule(model, datamodule, tmp_path: Path) -> None:
     run = engine(tmp_path, max_epochs=-1, max_steps=6)
-    trained = model()
-    run.fit(trained, datamodule=datamodule())
+    run.fit(model(), datamodule=datamodule())
     assert run.trainer.global_step == 6
-    assert trained.lr_schedulers().lr_lambdas[0].total_steps == 6
+    assert run.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)
+
+
+def test_resuming_for_longer_lays_out_the_schedule_anew(model, datamodule, tmp_path: Path) -> None:
+    engine(tmp_path / "short").fit(model(warmup_steps=1), datamodule=datamodule())
+    (checkpoint,) = tmp_path.rglob("model.ckpt")
+    rates = []
+
+    class Record(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: InpFormer, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    run = engine(tmp_path / "long", max_epochs=3, callbacks=[Record()])
+    run.fit(model(warmup_steps=1), datamodule=datamodule(), ckpt_path=checkpoint)
+    # 4 of 12 steps are done; the step that follows a resume still has the rate that the checkpoint holds
+    cosine = [1e-4 + 4.5e-4 * (1 + torch.cos(torch.tensor(torch.pi * (s - 1) / 11)).item()) for s in range(5, 12)]
+    assert rates[1:] == pytest.approx(cosine, rel=1e-5)
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, 200), ({"max_epochs": 7}, 7)])
@@ -164,7 +179,7 @@ def test_200_epochs_unless_the_user_says_otherwise(model, datamodule, tmp_path, 
     class Stop(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: InpFormer) -> None:
             assert trainer.max_epochs == expected
-            assert pl_module.lr_schedulers().lr_lambdas[0].total_steps == 4 * expected
+            assert trainer.estimated_stepping_batches == 4 * expected
             trainer.should_stop = True
 
     run = engine(tmp_path, callbacks=[Stop()], limit_val_batches=0, **{"max_epochs": None, **given})

@@ -1,0 +1,420 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exported models against the Engine: the same image file must give the same scores and maps."""
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+from anomalib.data import ImageBatch
+from anomalib.data.utils import read_image
+from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
+from anomalib.engine import Engine
+from PIL import Image
+
+from anomalib_inp import InpFormer, deploy
+from anomalib_inp.deploy import ExportedModel, Metadata, read_metadata
+from anomalib_inp.preprocessing import WHOLE_IMAGE
+
+# Height and width of the images; the model's are 64 x 96.
+IMAGES = {
+    "large.png": (150, 210, 3),
+    "small.png": (40, 50, 3),
+    "wide_grey.png": (30, 300, 1),
+    "tall_grey.png": (200, 90, 1),
+    "same.png": (64, 96, 3),
+}
+TOLERANCE = {"torch": 1e-4, "onnx": 1e-4, "openvino": 1e-4, "openvino_inferencer": 1e-4, "openvino_fp16": 5e-3}
+SPANS = {"image": 0.02, "pixel": 0.05}
+
+
+class Prediction(NamedTuple):
+    """What a model says of one image: score, label, map ``(h, w)`` and mask ``(h, w)``."""
+
+    score: float
+    label: bool
+    anomaly_map: np.ndarray
+    mask: np.ndarray
+
+
+def prediction(batch: object) -> Prediction:
+    score, label, anomaly_map, mask = (
+        np.asarray(getattr(batch, name)) for name in ("pred_score", "pred_label", "anomaly_map", "pred_mask")
+    )
+    return Prediction(score.item(), label.item(), anomaly_map.squeeze(), mask.squeeze())
+
+
+def predict_exported(model: ExportedModel, path: Path) -> Prediction:
+    return prediction(model(read_image(path, as_tensor=True).numpy()[None]))
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def build(encoder_file: Path, **kwargs: object) -> InpFormer:
+    """A model whose trained weights matter: scores of different images differ by far more than the tolerance."""
+    torch.manual_seed(0)
+    model = InpFormer(
+        encoder="test_vit", encoder_weights=str(encoder_file), map_size=48, evaluator=False, visualizer=False, **kwargs
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.ndim > 1:
+                parameter.mul_(8)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("images")
+    paths = {}
+    for index, (name, (height, width, channels)) in enumerate(IMAGES.items()):
+        rng = np.random.default_rng(index)
+        # Smooth shapes under fine noise: without antialiasing the noise would alias.
+        y, x = np.mgrid[:height, :width] / max(height, width)
+        shape = 128 + 80 * np.sin(2 * np.pi * (3 + index) * (x + y**2))
+        noise = rng.normal(0, 40, (height, width, channels))
+        pixels = (shape[..., None] + noise).clip(0, 255).astype(np.uint8)
+        paths[name] = folder / name
+        Image.fromarray(pixels.squeeze()).save(paths[name])
+    return paths
+
+
+def predict(model: InpFormer, images: dict[str, Path], folder: Path) -> dict[str, ImageBatch]:
+    engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+    batches = engine.predict(model, data_path=next(iter(images.values())).parent)
+    return {Path(batch.image_path[0]).name: batch for batch in batches}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_encoder_file: Path, images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> InpFormer:
+    """A model whose thresholds part the images, and the pixels of most."""
+    model = build(tiny_encoder_file, image_size=(64, 96))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There are no thresholds")
+        raw = predict(model, images, tmp_path_factory.mktemp("raw")).values()
+    scores = np.sort([batch.raw_score.item() for batch in raw])
+    pixels = torch.stack([batch.raw_map for batch in raw])
+    post = model.post_processor
+    post.set_thresholds(image=float(scores[2:4].mean()), pixel=pixels.median().item())
+    for kind, span in SPANS.items():
+        threshold = getattr(post, f"{kind}_threshold")
+        getattr(post, f"{kind}_min").copy_(threshold - 2 * span)
+        getattr(post, f"{kind}_max").copy_(threshold + span)
+    return model
+
+
+@pytest.fixture(scope="module")
+def expected(
+    model: InpFormer, images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, ImageBatch]:
+    return predict(model, images, tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="module")
+def exports(model: InpFormer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("exports")
+    exports = {
+        "torch": model.to_torch(root),
+        "onnx": model.to_onnx(root),
+        "openvino": model.to_openvino(root),
+        "openvino_fp16": model.to_openvino(root, "half", compression_type=CompressionType.FP16),
+    }
+    expected = ["onnx/model.onnx", "openvino/half.bin", "openvino/half.xml", "openvino/model.bin", "openvino/model.xml"]
+    assert files_below(root / "weights") == [*expected, "torch/model.pt"]
+    return exports
+
+
+@pytest.fixture(scope="module")
+def runs(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[Path], Prediction]]:
+    """How each export is run on an image file."""
+    hint = {"INFERENCE_PRECISION_HINT": "f32"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRUST_REMOTE_CODE", "1")
+        patch.chdir(tmp_path_factory.mktemp("cache"))  # OpenVINOInferencer leaves a cache where it is made
+        torch_inferencer = TorchInferencer(exports["torch"], device="cpu")
+        openvino_inferencer = OpenVINOInferencer(exports["openvino"], device="CPU", config=hint)
+    exported = {name: ExportedModel(exports[name]) for name in ("onnx", "openvino", "openvino_fp16")}
+
+    def run_torch(path: Path) -> Prediction:
+        with torch.no_grad():
+            return prediction(torch_inferencer.predict(path))
+
+    return {
+        "torch": run_torch,
+        "openvino_inferencer": lambda path: prediction(openvino_inferencer.predict(path)),
+        **{name: lambda path, model=model: predict_exported(model, path) for name, model in exported.items()},
+    }
+
+
+# --- the same numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("kind", TOLERANCE)
+def test_an_export_scores_an_image_as_the_engine_does(
+    kind: str,
+    image: str,
+    model: InpFormer,
+    runs: dict[str, Callable[[Path], Prediction]],
+    images: dict[str, Path],
+    expected: dict[str, ImageBatch],
+) -> None:
+    ours, theirs, tolerance = runs[kind](images[image]), expected[image], TOLERANCE[kind]
+    metadata = Metadata.of(model)
+    assert metadata.to_raw(ours.score) == pytest.approx(theirs.raw_score.item(), abs=tolerance)
+    raw_map = metadata.to_raw(ours.anomaly_map, "pixel")
+    np.testing.assert_allclose(raw_map, theirs.raw_map[0].numpy(), atol=tolerance, rtol=0)
+    if kind != "openvino_fp16":  # it may move what lies at a threshold
+        assert ours.label == theirs.pred_label.item()
+        decided = (theirs.anomaly_map[0] - 0.5).abs().numpy() > 5e-3
+        np.testing.assert_array_equal(ours.mask[decided], theirs.pred_mask[0].numpy()[decided])
+
+
+def test_the_images_tell_exports_apart(expected: dict[str, ImageBatch]) -> None:
+    """The comparison above means something: scores are far apart, labels of both kinds, masks neither empty nor full."""
+    scores = np.sort([batch.raw_score.item() for batch in expected.values()])
+    assert np.diff(scores).min() > 10 * TOLERANCE["onnx"]
+    assert {batch.pred_label.item() for batch in expected.values()} == {True, False}
+    assert 0.2 < torch.stack([batch.pred_mask for batch in expected.values()]).float().mean() < 0.8
+    assert min(batch.raw_map.std().item() for batch in expected.values()) > 100 * TOLERANCE["onnx"]
+
+
+def test_antialiasing_makes_a_difference(
+    model: InpFormer, images: dict[str, Path], expected: dict[str, ImageBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.pre_processor.export_transform.transforms[0], "antialias", False)
+    with torch.no_grad():
+        result = model(read_image(images["large.png"], as_tensor=True)[None])
+    raw_map = Metadata.of(model).to_raw(result.anomaly_map[0, 0].numpy(), "pixel")
+    assert np.abs(raw_map - expected["large.png"].raw_map[0].numpy()).max() > 100 * TOLERANCE["onnx"]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_batches_of_any_size(kind: str, exports: dict[str, Path], images: dict[str, Path]) -> None:
+    exported = ExportedModel(exports[kind])
+    image = read_image(images["large.png"], as_tensor=True).numpy()
+    batch = np.stack([image, image[:, ::-1], image[:, :, ::-1]])
+    together = exported(batch)
+    assert together.pred_score.shape == together.pred_label.shape == (3,)
+    assert together.anomaly_map.shape == together.pred_mask.shape == (3, 1, 48, 48)
+    for index in range(3):
+        alone = exported(batch[index : index + 1])
+        np.testing.assert_allclose(together.pred_score[index], alone.pred_score[0], atol=1e-4)
+        np.testing.assert_allclose(together.anomaly_map[index], alone.anomaly_map[0], atol=1e-4)
+
+
+# --- what the files are -----------------------------------------------------------------------------------------------
+
+
+def test_onnx_file(model: InpFormer, exports: dict[str, Path]) -> None:
+    content = onnx.load(exports["onnx"])
+    onnx.checker.check_model(content)
+    assert [(entry.domain, entry.version) for entry in content.opset_import if entry.domain == ""] == [("", 18)]
+    assert [output.name for output in content.graph.output] == ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
+    assert read_metadata(exports["onnx"]) == Metadata.of(model)
+
+
+@pytest.mark.parametrize("kind", ["openvino", "openvino_fp16"])
+def test_openvino_file(kind: str, model: InpFormer, exports: dict[str, Path]) -> None:
+    content = openvino.Core().read_model(exports[kind])
+    assert [value.any_name for value in content.inputs] == ["input"]
+    assert [value.any_name for value in content.outputs] == ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
+    assert str(content.inputs[0].partial_shape) == "[?,3,?,?]"
+    assert read_metadata(exports[kind]) == Metadata.of(model)
+
+
+def test_half_precision_is_half_as_large(exports: dict[str, Path]) -> None:
+    half, full = (exports[kind].with_suffix(".bin").stat().st_size for kind in ("openvino_fp16", "openvino"))
+    assert half < 0.6 * full
+
+
+def test_metadata_of_a_model(model: InpFormer) -> None:
+    metadata, post = Metadata.of(model), model.post_processor
+    assert metadata.normalized
+    assert metadata.image_threshold == post.image_threshold
+    assert metadata.pixel_threshold == post.pixel_threshold
+    assert (metadata.image_span, metadata.pixel_span) == pytest.approx((SPANS["image"], SPANS["pixel"]), rel=1e-4)
+    assert metadata.crop_box == WHOLE_IMAGE
+
+
+def test_files_that_are_no_export_of_ours(tmp_path: Path) -> None:
+    graph = onnx.helper.make_graph([], "empty", [], [])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="carries no metadata of anomalib-inp; export the model"):
+        read_metadata(tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="carries no metadata of anomalib-inp; export the model"):
+        deploy.set_thresholds(tmp_path / "model.onnx", image=0.5)
+    for name in ("missing.xml", "missing.onnx", "model.pt"):
+        with pytest.raises(FileNotFoundError, match=f"Expected the .xml of an exported OpenVINO .*{name}"):
+            ExportedModel(tmp_path / name)
+
+
+# --- a model with a crop, thresholds by hand and a fixed input size ---------------------------------------------------
+
+
+class Cropped(NamedTuple):
+    model: InpFormer
+    paths: dict[str, Path]
+
+
+@pytest.fixture
+def cropped(tiny_encoder_file: Path, tmp_path: Path) -> InpFormer:
+    """Thresholds by hand, both the same and equal to other constants of the graph; so the span is unknown, 1."""
+    model = build(tiny_encoder_file, image_size=(80, 112), crop_size=(64, 96))
+    model.post_processor.set_thresholds(image=1.0, pixel=1.0)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_crop_thresholds_by_hand_and_fixed_size(
+    kind: str, cropped: InpFormer, images: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    export = {"onnx": cropped.to_onnx, "openvino": cropped.to_openvino}[kind]
+    path = export(tmp_path, "fixed", (150, 210))
+    printed = "".join(capfd.readouterr())
+    for word in ("traceback", "error", "fail", "warn"):
+        assert word not in printed.lower(), printed
+    assert files_below(tmp_path) == sorted(
+        {"onnx": ["weights/onnx/fixed.onnx"], "openvino": [f"weights/openvino/fixed.{end}" for end in ("bin", "xml")]}[kind]
+    )
+
+    # The box of the crop is known to whoever draws the map into the image.
+    metadata = read_metadata(path)
+    assert metadata.crop_box == pytest.approx((8 / 112, 8 / 80, 104 / 112, 72 / 80))
+    assert metadata.crop_box == cropped.pre_processor.crop_box
+    assert metadata[:5] == (True, 1.0, 1.0, 1.0, 1.0)
+
+    exported = ExportedModel(path)
+    image = read_image(images["large.png"], as_tensor=True)
+    with torch.no_grad():
+        theirs = prediction(cropped(image[None]))
+    ours = predict_exported(exported, images["large.png"])
+    assert metadata.to_raw(ours.score) == pytest.approx(metadata.to_raw(theirs.score), abs=1e-4)
+    np.testing.assert_allclose(
+        metadata.to_raw(ours.anomaly_map, "pixel"), metadata.to_raw(theirs.anomaly_map, "pixel"), atol=1e-4, rtol=0
+    )
+    batch = exported(np.stack([image.numpy()] * 2))
+    np.testing.assert_allclose(batch.pred_score, ours.score, atol=1e-4)
+    with pytest.raises(Exception, match=r"(?i)dimension|shape"):
+        exported(np.zeros((1, 3, 64, 64), np.float32))
+    del exported  # the file is about to be replaced
+
+    check_moved_thresholds(path, images["large.png"])
+
+
+def check_moved_thresholds(path: Path, image: Path) -> None:
+    """Move one threshold, then the other, then both, there and back."""
+    before, metadata = predict_exported(ExportedModel(path), image), read_metadata(path)
+    raw_score, raw_map = metadata.to_raw(before.score), metadata.to_raw(before.anomaly_map, "pixel")
+    names = files_below(path.parent)
+    lower, upper = raw_score - 0.05, raw_score + 0.05
+    low, high = np.quantile(raw_map, [0.3, 0.7])
+    values = {"image": metadata.image_threshold, "pixel": metadata.pixel_threshold}
+    for moved in ({"image": upper}, {"pixel": low}, {"image": lower}, {"image": upper, "pixel": high}):
+        values |= moved
+        returned = deploy.set_thresholds(path, **moved)
+        assert returned == read_metadata(path)
+        assert returned == metadata._replace(image_threshold=values["image"], pixel_threshold=values["pixel"])
+        assert files_below(path.parent) == names
+
+        after = predict_exported(ExportedModel(path), image)
+        assert after.label == (raw_score > values["image"])
+        decided = np.abs(raw_map - values["pixel"]) > 1e-4
+        np.testing.assert_array_equal(after.mask[decided], (raw_map > values["pixel"])[decided])
+        # Scores are normalised around the new threshold, by the same span: the raw ones are those of before.
+        assert after.score == pytest.approx(returned.to_normalized(raw_score), abs=1e-3)
+        assert returned.to_raw(after.score) == pytest.approx(raw_score, abs=1e-4)
+        np.testing.assert_allclose(returned.to_raw(after.anomaly_map, "pixel"), raw_map, atol=1e-4, rtol=0)
+
+
+# --- thresholds -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_thresholds_of_an_export_move(
+    kind: str, exports: dict[str, Path], images: dict[str, Path], tmp_path: Path
+) -> None:
+    for path in exports[kind].parent.glob(f"{exports[kind].stem}.*"):
+        shutil.copy(path, tmp_path)
+    check_moved_thresholds(tmp_path / exports[kind].name, images["large.png"])
+
+
+def test_thresholds_of_a_half_precision_export_move(
+    exports: dict[str, Path], images: dict[str, Path], tmp_path: Path
+) -> None:
+    for path in exports["openvino_fp16"].parent.glob("half.*"):
+        shutil.copy(path, tmp_path)
+    size = (tmp_path / "half.bin").stat().st_size
+    check_moved_thresholds(tmp_path / "half.xml", images["large.png"])
+    assert (tmp_path / "half.bin").stat().st_size < 1.05 * size
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_looking_at_thresholds_writes_nothing(kind: str, model: InpFormer, exports: dict[str, Path]) -> None:
+    files = sorted(exports[kind].parent.iterdir())
+    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
+    assert deploy.set_thresholds(exports[kind]) == Metadata.of(model)
+    assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in files] == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_thresholds_of_an_export_are_finite(value: float, exports: dict[str, Path]) -> None:
+    before = read_metadata(exports["openvino"])
+    with pytest.raises(ValueError, match="The pixel threshold must be a finite raw score"):
+        deploy.set_thresholds(exports["openvino"], pixel=value)
+    assert read_metadata(exports["openvino"]) == before
+
+
+def test_without_thresholds_an_export_warns_and_gives_raw_scores(
+    model: InpFormer, images: dict[str, Path], expected: dict[str, ImageBatch], tmp_path: Path
+) -> None:
+    state = model.post_processor.state_dict()
+    kept = {name: value.clone() for name, value in state.items()}
+    try:
+        for value in state.values():
+            value.fill_(float("nan"))
+        with pytest.warns(UserWarning, match="The model has no thresholds: the export gives raw scores"):
+            path = model.to_openvino(tmp_path)
+    finally:
+        model.post_processor.load_state_dict(kept)
+
+    metadata = read_metadata(path)
+    assert not metadata.normalized
+    assert np.isnan([metadata.image_threshold, metadata.pixel_threshold]).all()
+    exported = ExportedModel(path)
+    for name, theirs in expected.items():
+        ours = predict_exported(exported, images[name])
+        assert ours.score == pytest.approx(theirs.raw_score.item(), abs=1e-4)
+        np.testing.assert_allclose(ours.anomaly_map, theirs.raw_map[0].numpy(), atol=1e-4, rtol=0)
+        assert not ours.label
+        assert not ours.mask.any()
+    with pytest.raises(ValueError, match="A model exported without thresholds is exported anew"):
+        deploy.set_thresholds(path, image=0.5)
+
+
+def test_a_raw_export_has_the_labels_of_a_normalised_one(
+    model: InpFormer, images: dict[str, Path], expected: dict[str, ImageBatch], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(model.post_processor, "enable_normalization", False)
+    path = model.to_openvino(tmp_path)
+    assert read_metadata(path) == Metadata.of(model)
+    assert not read_metadata(path).normalized
+    exported = ExportedModel(path)
+    for name, theirs in expected.items():
+        ours = predict_exported(exported, images[name])
+        assert ours.score == pytest.approx(theirs.raw_score.item(), abs=1e-4)
+        assert ours.label == theirs.pred_label.item()
+    deploy.set_thresholds(path, image=ours.score - 0.01)
+    assert predict_exported(ExportedModel(path), images[name]).label

@@ -1,0 +1,205 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import ImageBatch, MVTecAD
+from anomalib.data.utils import read_image
+from anomalib.engine import Engine
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import CenterCrop, Resize
+
+from anomalib_inp import InpFormer
+from anomalib_inp.preprocessing import IMAGENET_MEAN, IMAGENET_STD, WHOLE_IMAGE, CropBox, InpPreProcessor, resolve_sizes
+
+# Height and width of images; the model's are 64 x 96.
+LARGE, SMALL, MIXED = (150, 210), (40, 50), (30, 300)
+
+
+def write_image(path: Path, size: tuple[int, int], channels: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, channels), dtype=np.uint8)
+    Image.fromarray(pixels.squeeze()).save(path)
+    return path
+
+
+def by_hand(
+    image: Tensor, image_size: tuple[int, int], crop: tuple[slice, slice] = (slice(None), slice(None)), **kwargs: bool
+) -> Tensor:
+    resized = F.interpolate(image, image_size, mode="bilinear", align_corners=False, **kwargs)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (resized[..., crop[0], crop[1]] - mean) / std
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image_size", "crop_size", "patch_size", "expected"),
+    [
+        (None, None, 14, ((392, 392), None)),
+        (None, None, 16, ((384, 384), None)),
+        (None, None, 8, ((392, 392), None)),
+        (None, 392, 14, ((448, 448), (392, 392))),
+        (None, 384, 16, ((448, 448), (384, 384))),
+        (None, [280, 392], 14, ((448, 448), (280, 392))),
+        # Only what the model sees consists of patches.
+        (500, 392, 14, ((500, 500), (392, 392))),
+        ((280, 392), None, 14, ((280, 392), None)),
+        ([256, 512], (128, 256), 16, ((256, 512), (128, 256))),
+    ],
+)
+def test_sizes(image_size: object, crop_size: object, patch_size: int, expected: object) -> None:
+    assert resolve_sizes(image_size, crop_size, patch_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((400, None, 14), r"image_size must be a multiple .* patch size 14 .* got \(400, 400\).*size is \(392, 392\)"),
+        ((448, 400, 14), r"crop_size must be a multiple .* patch size 14 .* got \(400, 400\).*size is \(392, 392\)"),
+        (((384, 390), None, 16), r"image_size .* got \(384, 390\).*size is \(384, 384\)"),
+        ((10, None, 16), r"got \(10, 10\).*size is \(16, 16\)"),
+    ],
+)
+def test_sizes_that_are_no_whole_patches(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_sizes(*arguments)
+
+
+@pytest.mark.parametrize("crop_size", [(80, 64), (64, 112)])
+def test_a_crop_larger_than_the_image(crop_size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"must fit into the resized image.*Enlarge image_size, or leave crop_size out"):
+        InpPreProcessor((64, 96), crop_size)
+
+
+@pytest.mark.parametrize("sizes", [((0, 64), None), ((64, 64), (64, -16))])
+def test_sizes_are_positive(sizes: tuple) -> None:
+    with pytest.raises(ValueError, match="Sizes must be positive"):
+        InpPreProcessor(*sizes)
+
+
+def test_a_model_resolves_its_sizes(tiny_encoder_file: Path) -> None:
+    arguments = {"encoder": "test_vit", "encoder_weights": str(tiny_encoder_file)}
+    assert InpFormer(**arguments).pre_processor.image_size == (384, 384)
+    cropped = InpFormer(**arguments, crop_size=384).pre_processor
+    assert (cropped.image_size, cropped.crop_size) == ((448, 448), (384, 384))
+
+
+# --- the transform ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crop_size", [None, (48, 32)])
+@pytest.mark.parametrize("size", [LARGE, SMALL, MIXED, (64, 96)])
+def test_forward_resizes_with_antialiasing_crops_and_normalises(
+    size: tuple[int, int], crop_size: tuple[int, int] | None
+) -> None:
+    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    crop = (slice(None), slice(None)) if crop_size is None else (slice(8, 56), slice(32, 64))
+    result = InpPreProcessor((64, 96), crop_size)(image)
+    torch.testing.assert_close(result, by_hand(image, (64, 96), crop, antialias=True), atol=1e-5, rtol=0)
+    plain = by_hand(image, (64, 96), crop, antialias=False)
+    shrinks = size[0] > 64 or size[1] > 96
+    assert ((result - plain).abs().max() > 0.5) == shrinks
+
+
+@pytest.mark.parametrize("crop_size", [None, (48, 32)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [LARGE, SMALL, MIXED])
+def test_the_exported_transform_is_the_one_of_the_engine(
+    size: tuple[int, int],
+    channels: int,
+    crop_size: tuple[int, int] | None,
+    tmp_path: Path,
+    tiny_encoder_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for split in ("train", "test"):
+        path = write_image(tmp_path / "data/part" / split / "good/000.png", size, channels)
+    model = InpFormer(
+        encoder="test_vit",
+        encoder_weights=str(tiny_encoder_file),
+        image_size=(64, 96),
+        crop_size=crop_size,
+        evaluator=False,
+        visualizer=False,
+    )
+    seen: list[Tensor] = []
+
+    def predict_step(batch: ImageBatch, *_: object) -> ImageBatch:
+        seen.append(batch.image.as_subclass(Tensor).clone())
+        return batch.update(pred_score=torch.zeros(1), anomaly_map=torch.zeros(1, 1, 8, 8))
+
+    monkeypatch.setattr(model, "predict_step", predict_step)
+    datamodule = MVTecAD(root=tmp_path / "data", category="part", num_workers=0, val_split_mode="same_as_test")
+    engine = Engine(default_root_dir=tmp_path / "results", accelerator="cpu", logger=False, enable_progress_bar=False)
+    engine.predict(model, datamodule=datamodule)  # resizes while it loads
+    engine.predict(model, data_path=path)  # resizes the batch
+    assert len(seen) == 2
+    exported = model.pre_processor(read_image(path, as_tensor=True)[None])
+    for image in seen:
+        torch.testing.assert_close(image, exported, atol=1e-5, rtol=0)
+
+
+# --- the inspected part -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        (((448, 448), (392, 392)), (0.0625, 0.0625, 0.9375, 0.9375)),
+        (((100, 200), (60, 90)), (0.275, 0.2, 0.725, 0.8)),
+        (((392, 560), None), (0, 0, 1, 1)),
+        (((64, 96), (64, 32)), (1 / 3, 0, 2 / 3, 1)),
+    ],
+)
+def test_crop_box_by_hand(sizes: tuple, expected: tuple[float, ...]) -> None:
+    assert InpPreProcessor(*sizes).crop_box == pytest.approx(CropBox(*expected))
+
+
+def test_the_whole_image_is_the_whole_image() -> None:
+    assert InpPreProcessor((392, 280)).crop_box == WHOLE_IMAGE
+
+
+@pytest.mark.parametrize("image_size", [(101, 96), (64, 97), (103, 99)])
+def test_crop_box_is_what_the_transform_leaves(image_size: tuple[int, int]) -> None:
+    """Odd margins: which side loses a pixel more must be the same here and there."""
+    pre_processor = InpPreProcessor(image_size, (48, 32))
+    height, width = image_size
+    rows = torch.arange(height).view(-1, 1).expand(height, width)
+    columns = torch.arange(width).expand(height, width)
+    image = torch.stack([rows, columns, torch.zeros_like(rows)]).float()[None]
+    box = pre_processor.crop_box
+    for result in (pre_processor(image), pre_processor.transform(image)):
+        pixels = result * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+        top, left = pixels[0, :2, 0, 0].tolist()
+        bottom, right = pixels[0, :2, -1, -1].tolist()
+        found = (left / width, top / height, (right + 1) / width, (bottom + 1) / height)
+        assert found == pytest.approx(box, abs=1e-4)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crop_size", [None, (48, 32)])
+def test_configuration_survives_a_checkpoint(crop_size: tuple[int, int] | None, tmp_path: Path) -> None:
+    trained = InpPreProcessor((64, 96), crop_size)
+    torch.save(trained.checkpoint_config(), tmp_path / "config.ckpt")
+    restored = InpPreProcessor((32, 32))
+    restored.load_checkpoint_config(torch.load(tmp_path / "config.ckpt", weights_only=True))
+
+    assert restored.image_size == (64, 96)
+    assert restored.crop_size == (crop_size or (64, 96))
+    assert restored.crop_box == trained.crop_box
+    for transform in (restored.transform, restored.export_transform):
+        assert [step.antialias for step in transform.transforms if isinstance(step, Resize)] == [True]
+    # torchvision's own crop does not survive tracing.
+    assert not any(isinstance(step, CenterCrop) for step in restored.export_transform.transforms)
+    image = torch.rand(1, 3, *LARGE)
+    assert torch.equal(restored(image), trained(image))
+    assert torch.equal(restored.transform(image), trained.transform(image))
