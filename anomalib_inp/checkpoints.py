@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from anomalib_inp.network.encoder import FrozenEncoder
@@ -123,7 +123,11 @@ def find_encoder(checkpoint_path: str | Path) -> str | None:
 
 def note_encoder(checkpoint: dict[str, Any], encoder: FrozenEncoder) -> None:
     """Note in a checkpoint which encoder it needs."""
+    arguments = checkpoint.get("hyper_parameters", {})
     checkpoint["encoder_digest"] = encoder.digest
+    # Lightning mixes what the user asks for into the arguments of the training before we can compare them.
+    checkpoint["encoder_origin"] = {name: arguments.get(name) for name in ("encoder", "encoder_weights")}
+    checkpoint["encoder_origin"]["target_layers"] = list(encoder.target_layers)
 
 
 def check_encoder(checkpoint: Mapping[str, Any], encoder: FrozenEncoder) -> None:
@@ -132,13 +136,14 @@ def check_encoder(checkpoint: Mapping[str, Any], encoder: FrozenEncoder) -> None
     Raises:
         ValueError: The encoder's weights are not those of the training.
     """
-    if checkpoint.get("encoder_digest", encoder.digest) == encoder.digest:
+    origin = checkpoint.get("encoder_origin", checkpoint.get("hyper_parameters", {}))
+    layers = origin.get("target_layers") or encoder.target_layers
+    if checkpoint.get("encoder_digest", encoder.digest) == encoder.digest and layers == encoder.target_layers:
         return
-    needed = checkpoint.get("hyper_parameters", {})
     msg = (
-        f"The checkpoint was trained with the encoder {needed.get('encoder')!r} and the weights "
-        f"{needed.get('encoder_weights')!r}, but the model has other ones. Build the model with the same arguments "
-        "(--model.encoder, --model.encoder_weights, --model.target_layers)."
+        f"The checkpoint was trained with the encoder {origin.get('encoder')!r}, the weights "
+        f"{origin.get('encoder_weights')!r} and the target layers {layers}, but the model has other ones. Build the "
+        "model with the same arguments (--model.encoder, --model.encoder_weights, --model.target_layers)."
     )
     raise ValueError(msg)
 
@@ -162,7 +167,8 @@ def convert_reference(published: str | Path, checkpoint: str | Path) -> Path:
     encoder = checkpoint.with_suffix(".encoder.safetensors")
     state = read_weights(published)
     InpFormer.from_reference(published)  # refuses a file that does not fit before anything is written
-    save_file({name: weight.contiguous() for name, weight in take_apart(state).encoder.items()}, encoder)
+    # safetensors' own save_file would make a file that only its owner can read
+    encoder.write_bytes(save({name: weight.contiguous() for name, weight in take_apart(state).encoder.items()}))
     model = InpFormer.from_reference(published, encoder_weights=str(encoder.resolve()))
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
     trainer.strategy.connect(model)
@@ -177,8 +183,8 @@ def set_thresholds(
 
     Args:
         checkpoint: A checkpoint of ours.
-        image: New image threshold, a raw score; ``None`` leaves it.
-        pixel: New pixel threshold, a raw map value; ``None`` leaves it.
+        image: New image threshold, a raw score; ``None`` leaves it, or takes the other one's value where it is missing.
+        pixel: New pixel threshold, a raw map value; ``None`` likewise.
         normalized: Whether exports give normalised scores; ``None`` leaves it.
 
     Returns:
@@ -193,13 +199,15 @@ def set_thresholds(
     if config is None:
         msg = f"{path} is no checkpoint with a post-processor of anomalib-inp."
         raise ValueError(msg)
-    for name, value in (("image", image), ("pixel", pixel)):
-        if value is None:
-            continue
+    given = {name: value for name, value in (("image", image), ("pixel", pixel)) if value is not None}
+    for name, value in given.items():
         if not math.isfinite(value):
             msg = f"The {name} threshold must be a finite raw score, got {value}."
             raise ValueError(msg)
-        content["state_dict"][f"post_processor._{name}_threshold"].fill_(value)
+        for kind in ("image", "pixel"):
+            threshold = content["state_dict"][f"post_processor._{kind}_threshold"]
+            if kind == name or (kind not in given and threshold.isnan()):
+                threshold.fill_(value)
     if normalized is not None:
         config["enable_normalization"] = normalized
     if (image, pixel, normalized) != (None, None, None):

@@ -24,7 +24,7 @@ def cosine_distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def prototype_distance(tokens: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosine distance from each patch token to its nearest prototype (paper, equation 4).
+    """Cosine distance from each patch token to its nearest prototype (paper, INP Coherence Loss).
 
     Args:
         tokens: Patch tokens ``(B, N, D)``.

@@ -82,7 +82,7 @@ class InpPostProcessor(PostProcessor):
         return (*super()._checkpoint_config_keys, "normal_image_quantile", "normal_pixel_quantile")
 
     def set_thresholds(self, image: float | None = None, pixel: float | None = None) -> None:
-        """Set thresholds by hand, in raw scores; ``None`` leaves one as it is.
+        """Set thresholds by hand, in raw scores; ``None`` leaves one as it is, a missing one takes the value of the other.
 
         Raises:
             ValueError: A threshold is not a finite number.
@@ -94,6 +94,8 @@ class InpPostProcessor(PostProcessor):
                 msg = f"The {name} threshold must be a finite raw score, got {value}."
                 raise ValueError(msg)
             getattr(self, f"_{name}_threshold").fill_(value)
+        self._image_threshold.copy_(self.image_threshold)
+        self._pixel_threshold.copy_(self.pixel_threshold)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
@@ -172,8 +174,8 @@ class InpPostProcessor(PostProcessor):
         batch.raw_score, batch.raw_map = batch.pred_score, batch.anomaly_map
         if torch.isnan(self.image_threshold):
             rank_zero_warn(
-                "There are no thresholds: scores stay raw, labels and masks are missing. Run anomalib validate first, "
-                "or set them by hand (model.post_processor.set_thresholds)."
+                "There are no thresholds: scores stay raw, labels and masks are missing. Set them by hand: "
+                "anomalib-inp threshold CHECKPOINT, or model.post_processor.set_thresholds."
             )
             return
         batch.update(**self(InferenceBatch(pred_score=batch.raw_score, anomaly_map=batch.raw_map))._asdict())
@@ -187,7 +189,7 @@ class InpPostProcessor(PostProcessor):
     def threshold_and_span(self, kind: str) -> tuple[Tensor, Tensor]:
         """Threshold and span of raw scores (``kind="image"``) or map values (``"pixel"``); an unknown span is 1."""
         threshold, low, high = (
-            getattr(self, f"{kind}_threshold"),
+            getattr(self, f"_{kind}_threshold"),
             getattr(self, f"{kind}_min"),
             getattr(self, f"{kind}_max"),
         )
@@ -197,11 +199,13 @@ class InpPostProcessor(PostProcessor):
     def _read(self, raw: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """Normalise raw values and compare them with the threshold."""
         threshold, span = self.threshold_and_span(kind)
-        margin = (raw - threshold) / span
+        missing = torch.isnan(threshold)
+        # Nothing exceeds infinity; whether something exceeds NaN is not the same in all runtimes.
+        margin = (raw - torch.where(missing, torch.full_like(threshold, math.inf), threshold)) / span
         labels = margin > margin_of(1 - getattr(self, f"{kind}_sensitivity"))
         if not self.enable_normalization:
             return raw, labels
-        return torch.where(torch.isnan(threshold), raw, (1 + margin / (1 + margin**2).sqrt()) / 2), labels
+        return torch.where(missing, raw, (1 + margin / (1 + margin**2).sqrt()) / 2), labels
 
     def _set_ranges(self) -> None:
         for kind in ("image", "pixel"):

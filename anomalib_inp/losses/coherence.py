@@ -9,7 +9,7 @@ from anomalib_inp.distances import prototype_distance
 
 
 def coherence_loss(tokens: Tensor, prototypes: Tensor) -> Tensor:
-    """Mean cosine distance from each token to its nearest prototype (paper, equation 4).
+    """Mean cosine distance from each token to its nearest prototype (paper, INP Coherence Loss).
 
     Args:
         tokens: Fused patch tokens ``(B, N, D)``.

@@ -33,7 +33,8 @@ def soft_mining_loss(rebuilt: list[Tensor], targets: list[Tensor], power: float 
 
     The value is ``1 - cos`` of the flattened maps of an image, averaged over images and groups. The gradient that
     reaches a position is multiplied by ``(d / mean(d)) ** power``, where ``d`` is the cosine distance there and the
-    mean runs over all positions of the batch, on all processes (reference, ``global_cosine_hm_adaptive``).
+    mean runs over all positions of the batch, on all processes (paper, Soft Mining Loss; reference,
+    ``global_cosine_hm_adaptive``).
 
     Args:
         rebuilt: The decoder's groups, each ``(B, N, D)``.

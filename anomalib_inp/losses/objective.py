@@ -11,7 +11,7 @@ from anomalib_inp.outputs import Reconstruction
 
 
 class InpFormerObjective(nn.Module):
-    """Soft mining loss plus weighted INP coherence loss (paper, equation 9).
+    """Soft mining loss plus weighted INP coherence loss (paper, overall loss).
 
     Args:
         coherence_weight: Weight of the coherence loss; the paper's lambda.

@@ -54,6 +54,6 @@ class InpExport(ExportMixin):
     def _warn_without_thresholds(self) -> None:
         if self.post_processor is not None and self.post_processor.image_threshold.isnan():
             rank_zero_warn(
-                "The model has no thresholds: the export gives raw scores, and labels and masks are always normal. Run "
-                "anomalib validate first, or set them by hand (model.post_processor.set_thresholds)."
+                "The model has no thresholds: the export gives raw scores, and labels and masks are always normal. "
+                "Set them by hand: anomalib-inp threshold CHECKPOINT, or model.post_processor.set_thresholds."
             )

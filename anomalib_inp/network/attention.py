@@ -33,7 +33,7 @@ class _CrossAttention(nn.Module):
 
 
 class PrototypeAggregation(_CrossAttention):
-    """Softmax cross-attention in which queries gather the patch tokens (paper, section 3.2; reference ``Aggregation``).
+    """Softmax cross-attention in which queries gather the patch tokens (paper, INP Extractor, figure 2b).
 
     Args:
         dim: Width ``D``.
@@ -47,7 +47,7 @@ class PrototypeAggregation(_CrossAttention):
 
 
 class PrototypeGuidance(_CrossAttention):
-    """Cosine attention with ReLU in which tokens are rebuilt from prototypes (paper, section 3.3).
+    """Cosine attention with ReLU in which tokens are rebuilt from prototypes (paper, INP-Guided Decoder, figure 2c).
 
     ReLU instead of softmax: a token unlike every prototype may receive nothing at all.
 

@@ -11,14 +11,14 @@ from anomalib_inp.network.extractor import LAYER_NORM_EPS
 
 
 def bottleneck(dim: int) -> Mlp:
-    """Build the MLP between encoder and decoder, ``D -> 4D -> D`` without residual (paper, section 3.1)."""
+    """Build the MLP between encoder and decoder, ``D -> 4D -> D`` without residual (paper, figure 2a)."""
     return Mlp(dim, 4 * dim)
 
 
 class GuidedBlock(nn.Module):
     """One block of the decoder.
 
-    No residual around the attention: it would let an anomalous token bypass the prototypes (paper, section 3.3).
+    No residual around the attention: it would let an anomalous token bypass the prototypes (paper, figure 2c).
 
     Args:
         dim: Width ``D``.
@@ -39,7 +39,7 @@ class GuidedBlock(nn.Module):
 
 
 class InpGuidedDecoder(nn.Module):
-    """Rebuilds the encoder's two groups, deepest first (paper, section 3.3).
+    """Rebuilds the encoder's two groups, deepest first (paper, INP-Guided Decoder, figure 2).
 
     Args:
         dim: Width ``D``.

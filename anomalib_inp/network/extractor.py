@@ -13,7 +13,7 @@ LAYER_NORM_EPS = 1e-8  # reference, models/uad.py; the encoder's is 1e-6
 
 
 class InpExtractor(nn.Module):
-    """Turns learned queries into the prototypes of each image (paper, section 3.2).
+    """Turns learned queries into the prototypes of each image (paper, INP Extractor, figure 2b).
 
     Args:
         dim: Width ``D``.

@@ -64,7 +64,13 @@ def build(encoder_file: Path, **kwargs: object) -> InpFormer:
     """A model whose trained weights matter: scores of different images differ by far more than the tolerance."""
     torch.manual_seed(0)
     model = InpFormer(
-        encoder="test_vit", encoder_weights=str(encoder_file), map_size=48, evaluator=False, visualizer=False, **kwargs
+        encoder="test_vit",
+        encoder_weights=str(encoder_file),
+        target_layers=[1, 2],  # a small graph exports fast
+        map_size=48,
+        evaluator=False,
+        visualizer=False,
+        **kwargs,
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -262,11 +268,6 @@ def test_files_that_are_no_export_of_ours(tmp_path: Path) -> None:
 # --- a model with a crop, thresholds by hand and a fixed input size ---------------------------------------------------
 
 
-class Cropped(NamedTuple):
-    model: InpFormer
-    paths: dict[str, Path]
-
-
 @pytest.fixture
 def cropped(tiny_encoder_file: Path, tmp_path: Path) -> InpFormer:
     """Thresholds by hand, both the same and equal to other constants of the graph; so the span is unknown, 1."""
@@ -314,14 +315,14 @@ def test_crop_thresholds_by_hand_and_fixed_size(
 
 
 def check_moved_thresholds(path: Path, image: Path) -> None:
-    """Move one threshold, then the other, then both, there and back."""
+    """Move one threshold, then the other, then both."""
     before, metadata = predict_exported(ExportedModel(path), image), read_metadata(path)
     raw_score, raw_map = metadata.to_raw(before.score), metadata.to_raw(before.anomaly_map, "pixel")
     names = files_below(path.parent)
     lower, upper = raw_score - 0.05, raw_score + 0.05
     low, high = np.quantile(raw_map, [0.3, 0.7])
     values = {"image": metadata.image_threshold, "pixel": metadata.pixel_threshold}
-    for moved in ({"image": upper}, {"pixel": low}, {"image": lower}, {"image": upper, "pixel": high}):
+    for moved in ({"image": upper}, {"pixel": low}, {"image": lower, "pixel": high}):
         values |= moved
         returned = deploy.set_thresholds(path, **moved)
         assert returned == read_metadata(path)

@@ -1,0 +1,239 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+import ast
+import importlib.metadata
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalib_inp import InpFormer, checkpoints, cli, deploy
+from anomalib_inp.data.sample import CATEGORIES, write_sample_data
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "inp_former_tiny" / "model.pth"
+COMMANDS = {
+    "sample-data": cli.sample_data,
+    "convert": cli.convert,
+    "predict": cli.predict,
+    "threshold": cli.threshold,
+}
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command with arguments and returns what it printed."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr("sys.argv", ["anomalib-inp", *map(str, arguments)])
+        capsys.readouterr()
+        cli.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command with arguments that end it with an error and returns the message."""
+
+    def fail(*arguments: object) -> str:
+        monkeypatch.setattr("sys.argv", ["anomalib-inp", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code not in {None, 0}
+        return str(caught.value.code) if isinstance(caught.value.code, str) else capsys.readouterr().err
+
+    return fail
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_encoder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = InpFormer(
+        encoder="test_vit",
+        encoder_weights=str(tiny_encoder_file),
+        target_layers=[1, 2],  # a small graph exports fast
+        image_size=64,
+        map_size=32,
+        evaluator=False,
+        visualizer=False,
+    )
+    model.post_processor.set_thresholds(image=1.0, pixel=0.9)
+    return model.to_openvino(tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("test/good/000.png", "test/dent/000.png", "ground_truth/dent/000_mask.png"):
+        path = tmp_path / "part" / name
+        path.parent.mkdir(parents=True)
+        pixels = np.zeros((40, 50), dtype=np.uint8)
+        pixels[10:30, 10:30] = 255
+        Image.fromarray(pixels if "mask" in name else rng.integers(0, 256, (40, 50), dtype=np.uint8)).save(path)
+    return tmp_path / "part/test"
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_a_command_does(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("sys.argv", ["anomalib-inp", command, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    documentation = COMMANDS[command].__doc__
+    summary, arguments = documentation.split("Args:")
+    assert " ".join(summary.split()) in printed
+    for name, text in re.findall(r"^ +(\w+): (.+)$", arguments, re.MULTILINE):
+        assert name in printed
+        assert text.rstrip(".") in printed
+
+
+def test_help_lists_the_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["anomalib-inp", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for command in COMMANDS:
+        assert command in printed
+
+
+def test_the_command_is_installed() -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="anomalib-inp")
+    assert script.load() is cli.main
+
+
+# --- sample-data ------------------------------------------------------------------------------------------------------
+
+
+def test_sample_data(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict] = []
+
+    def write(folder: Path, **kwargs: object) -> Path:
+        asked.append(kwargs)
+        return write_sample_data(folder, categories=["brick"], **kwargs)
+
+    monkeypatch.setattr("anomalib_inp.data.sample.write_sample_data", write)
+    printed = run("sample-data", tmp_path / "data", "--seed", 3)
+    assert asked == [{"seed": 3}]
+    assert len(list((tmp_path / "data/brick/train/good").glob("*.png"))) == 40
+    for text in (*CATEGORIES, str(tmp_path / "data")):
+        assert text in printed
+
+
+def test_sample_data_overwrite_nothing(fail: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    message = fail("sample-data", tmp_path)
+    assert message.startswith("anomalib-inp: Expected no folder, an empty one or sample data")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# --- convert ----------------------------------------------------------------------------------------------------------
+
+
+def test_convert_and_set_thresholds(run: Run, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "inp.ckpt"
+    printed = run("convert", GOLDEN, checkpoint)
+    encoder = tmp_path / "inp.encoder.safetensors"
+    assert f"Checkpoint: {checkpoint}" in printed
+    assert f"Its encoder: {encoder} (keep it beside the checkpoint)" in printed
+    assert sorted(tmp_path.iterdir()) == [checkpoint, encoder]
+
+    assert "'image': nan, 'pixel': nan, 'normalized': True" in run("threshold", checkpoint)
+    printed = run("threshold", checkpoint, "--image", 0.25, "--pixel", 0.5, "--normalized", "false")
+    expected = {"image": 0.25, "pixel": 0.5, "normalized": False}
+    assert ast.literal_eval(printed) == checkpoints.set_thresholds(checkpoint) == expected
+    post = InpFormer.load_from_checkpoint(checkpoint).post_processor
+    assert (post.image_threshold, post.pixel_threshold) == (torch.tensor(0.25), torch.tensor(0.5))
+    assert not post.enable_normalization
+
+
+def test_convert_says_what_is_wrong(fail: Run, tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pth")
+    message = fail("convert", tmp_path / "model.pth", tmp_path / "inp.ckpt")
+    assert message.startswith("anomalib-inp: Expected a checkpoint of the INP-Former reference code")
+    message = fail("convert", tmp_path / "missing.pth", tmp_path / "inp.ckpt")
+    assert message.startswith(f"anomalib-inp: There is no file {tmp_path / 'missing.pth'}")
+
+
+# --- threshold --------------------------------------------------------------------------------------------------------
+
+
+def test_thresholds_of_an_exported_model(run: Run, fail: Run, exported: Path) -> None:
+    before = deploy.read_metadata(exported)
+    assert str(before) in run("threshold", exported)
+    printed = run("threshold", exported, "--image", 0.75)
+    after = deploy.read_metadata(exported)
+    assert after == before._replace(image_threshold=0.75)
+    assert str(after) in printed
+    assert "set it there and export again" in fail("threshold", exported, "--normalized", "false")
+    assert "must be a finite raw score" in fail("threshold", exported, "--pixel", "nan")
+    assert deploy.read_metadata(exported) == after
+
+
+def test_thresholds_of_no_model(fail: Run, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    assert "is no checkpoint with a post-processor of anomalib-inp" in fail("threshold", tmp_path / "other.ckpt")
+    assert "missing.ckpt" in fail("threshold", tmp_path / "missing.ckpt")
+
+
+# --- predict ----------------------------------------------------------------------------------------------------------
+
+
+def test_predict(run: Run, exported: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    printed = run("predict", exported, images)
+    found = {path.relative_to("predictions").as_posix() for path in Path("predictions").rglob("*") if path.is_file()}
+    assert found == {"dent/000.png", "good/000.png", "gallery.png", "scores.csv"}
+    assert len(Path("predictions/scores.csv").read_text().splitlines()) == 3
+    for text in ("AUROC", "AUPRO", "part", "predictions/scores.csv", "predictions/gallery.png"):
+        assert text in printed
+
+
+def test_predict_passes_its_options_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple] = []
+    monkeypatch.setattr("anomalib_inp.prediction.predict_images", lambda *given: calls.append(given))
+    model, images = tmp_path / "model.xml", tmp_path / "images"
+    run("predict", model, images)
+    run("predict", model, images, "--output", "there", "--device", "GPU", "--precision", "null")
+    assert calls == [
+        (model, images, Path("predictions"), "CPU", "f32"),
+        (model, images, Path("there"), "GPU", None),
+    ]
+
+
+def test_predict_says_what_is_wrong(fail: Run, exported: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = fail("predict", exported, tmp_path / "empty", "--output", tmp_path / "results")
+    assert message.startswith("anomalib-inp: Expected an image or a folder of images")
+    assert str(tmp_path / "empty") in message
+
+    message = fail("predict", tmp_path / "missing.xml", images, "--output", tmp_path / "results")
+    assert message.startswith("anomalib-inp: Expected the .xml of an exported OpenVINO model or an .onnx file")
+
+    broken = images / "dent/000.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    message = fail("predict", exported, images, "--output", tmp_path / "results")
+    assert message.startswith(f"anomalib-inp: {broken} is no readable image: ")
+
+
+def test_an_unknown_command(fail: Run) -> None:
+    assert "sample-data" in fail("train")
