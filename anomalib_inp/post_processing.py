@@ -82,7 +82,9 @@ class InpPostProcessor(PostProcessor):
         return (*super()._checkpoint_config_keys, "normal_image_quantile", "normal_pixel_quantile")
 
     def set_thresholds(self, image: float | None = None, pixel: float | None = None) -> None:
-        """Set thresholds by hand, in raw scores; ``None`` leaves one as it is, a missing one takes the value of the other.
+        """Set thresholds by hand, in raw scores.
+
+        ``None`` leaves a threshold as it is; where there was none, it takes the value of the other one.
 
         Raises:
             ValueError: A threshold is not a finite number.

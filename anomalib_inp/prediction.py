@@ -79,11 +79,13 @@ def predict_images(model: Path, images: Path, output: Path, device: str = "CPU",
             result = exported(image[None])
             metadata = exported.metadata
             decides = not math.isnan(metadata.image_threshold)
-            score, label = float(result.pred_score[0]), bool(result.pred_label[0]) if decides else None
+            score = float(result.pred_score[0])
+            label = bool(result.pred_label[0]) if decides else None
             raw_score, raw_map = result.pred_score[0], result.anomaly_map[0, 0]
             if metadata.normalized:
                 raw_score, raw_map = metadata.to_raw(raw_score), metadata.to_raw(raw_map, "pixel")
-            table.writerow((item.path.relative_to(root), f"{score:.6f}", f"{float(raw_score):.6f}", int(label) if decides else ""))
+            verdict = "" if label is None else int(label)
+            table.writerow((item.path.relative_to(root), f"{score:.6f}", f"{float(raw_score):.6f}", verdict))
             truth = _read_mask(item)
             normalize = decides and not metadata.normalized
             shown = metadata.to_normalized(raw_map, "pixel") if normalize else result.anomaly_map[0, 0]

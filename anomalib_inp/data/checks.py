@@ -75,7 +75,11 @@ class DataCheck(Callback):
                 f"width, {100 * box.top:.1f} to {100 * box.bottom:.1f} % of its height."
             )
         data = trainer.datamodule
-        if stage == "fit" and getattr(data, "val_split_mode", "") == ValSplitMode.NONE and not hasattr(data, "val_data"):
+        if (
+            stage == "fit"
+            and getattr(data, "val_split_mode", "") == ValSplitMode.NONE
+            and not hasattr(data, "val_data")
+        ):
             trainer.limit_val_batches = 0  # anomalib's loader would ask for the images that are not there
         for name in SUBSETS.get(stage, ()):
             dataset = getattr(trainer.datamodule, name, None)

@@ -6,6 +6,7 @@
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ IMAGES = {
     "same.png": (64, 96, 3),
 }
 TOLERANCE = {"torch": 1e-4, "onnx": 1e-4, "openvino": 1e-4, "openvino_inferencer": 1e-4, "openvino_fp16": 5e-3}
+PRINTED = "printed.txt"
 SPANS = {"image": 0.02, "pixel": 0.05}
 
 
@@ -58,6 +60,11 @@ def predict_exported(model: ExportedModel, path: Path) -> Prediction:
 
 def files_below(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def assert_no_errors(printed: str) -> None:
+    for word in ("traceback", "error", "fail", "warn", "❌"):
+        assert word not in printed.lower(), printed
 
 
 def build(encoder_file: Path, **kwargs: object) -> InpFormer:
@@ -129,15 +136,14 @@ def expected(
 @pytest.fixture(scope="module")
 def exports(model: InpFormer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("exports")
-    exports = {
+    with (root / PRINTED).open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        onnx_path = model.to_onnx(root)
+    return {
         "torch": model.to_torch(root),
-        "onnx": model.to_onnx(root),
+        "onnx": onnx_path,
         "openvino": model.to_openvino(root),
         "openvino_fp16": model.to_openvino(root, "half", compression_type=CompressionType.FP16),
     }
-    expected = ["onnx/model.onnx", "openvino/half.bin", "openvino/half.xml", "openvino/model.bin", "openvino/model.xml"]
-    assert files_below(root / "weights") == [*expected, "torch/model.pt"]
-    return exports
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +193,7 @@ def test_an_export_scores_an_image_as_the_engine_does(
 
 
 def test_the_images_tell_exports_apart(expected: dict[str, ImageBatch]) -> None:
-    """The comparison above means something: scores are far apart, labels of both kinds, masks neither empty nor full."""
+    """The comparison above means something: scores are far apart, labels of both kinds, masks part their pixels."""
     scores = np.sort([batch.raw_score.item() for batch in expected.values()])
     assert np.diff(scores).min() > 10 * TOLERANCE["onnx"]
     assert {batch.pred_label.item() for batch in expected.values()} == {True, False}
@@ -220,6 +226,16 @@ def test_batches_of_any_size(kind: str, exports: dict[str, Path], images: dict[s
 
 
 # --- what the files are -----------------------------------------------------------------------------------------------
+
+
+def test_exports_leave_nothing_else_behind(exports: dict[str, Path]) -> None:
+    openvino_files = [f"weights/openvino/{name}.{end}" for name in ("half", "model") for end in ("bin", "xml")]
+    expected = [PRINTED, "weights/onnx/model.onnx", *openvino_files, "weights/torch/model.pt"]
+    assert files_below(exports["torch"].parents[2]) == expected
+
+
+def test_onnx_export_prints_no_errors(exports: dict[str, Path]) -> None:
+    assert_no_errors((exports["torch"].parents[2] / PRINTED).read_text())
 
 
 def test_onnx_file(model: InpFormer, exports: dict[str, Path]) -> None:
@@ -283,16 +299,16 @@ def test_crop_thresholds_by_hand_and_fixed_size(
     capfd.readouterr()
     export = {"onnx": cropped.to_onnx, "openvino": cropped.to_openvino}[kind]
     path = export(tmp_path, "fixed", (150, 210))
-    printed = "".join(capfd.readouterr())
-    for word in ("traceback", "error", "fail", "warn"):
-        assert word not in printed.lower(), printed
+    assert_no_errors("".join(capfd.readouterr()))
     assert files_below(tmp_path) == sorted(
-        {"onnx": ["weights/onnx/fixed.onnx"], "openvino": [f"weights/openvino/fixed.{end}" for end in ("bin", "xml")]}[kind]
+        {"onnx": ["weights/onnx/fixed.onnx"], "openvino": [f"weights/openvino/fixed.{end}" for end in ("bin", "xml")]}[
+            kind
+        ]
     )
 
     # The box of the crop is known to whoever draws the map into the image.
     metadata = read_metadata(path)
-    assert metadata.crop_box == pytest.approx((8 / 112, 8 / 80, 104 / 112, 72 / 80))
+    assert tuple(metadata.crop_box) == pytest.approx((8 / 112, 8 / 80, 104 / 112, 72 / 80))
     assert metadata.crop_box == cropped.pre_processor.crop_box
     assert metadata[:5] == (True, 1.0, 1.0, 1.0, 1.0)
 
@@ -405,7 +421,10 @@ def test_without_thresholds_an_export_warns_and_gives_raw_scores(
 
 
 def test_a_raw_export_has_the_labels_of_a_normalised_one(
-    model: InpFormer, images: dict[str, Path], expected: dict[str, ImageBatch], tmp_path: Path,
+    model: InpFormer,
+    images: dict[str, Path],
+    expected: dict[str, ImageBatch],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(model.post_processor, "enable_normalization", False)

@@ -38,7 +38,9 @@ def trained(tiny_encoder_file: Path, tmp_path_factory: pytest.TempPathFactory) -
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(path)
     torch.manual_seed(0)
-    model = InpFormer(encoder="test_vit", encoder_weights=str(encoder), image_size=64, evaluator=False, visualizer=False)
+    model = InpFormer(
+        encoder="test_vit", encoder_weights=str(encoder), image_size=64, evaluator=False, visualizer=False
+    )
     datamodule = MVTecAD(
         root=folder / "data", category="part", num_workers=0, train_batch_size=1, val_split_mode="from_test", seed=0
     )
@@ -340,6 +342,6 @@ def test_loading_runs_nothing(reader: str, folder: Path, tiny_encoder_file: Path
     torch.load(folder / "evil.ckpt", weights_only=False)
     assert harm.read_text() == "was run"  # it would have worked
     harm.unlink()
-    with pytest.raises((pickle.UnpicklingError, ValueError), match="(?i)weights.only"):
+    with pytest.raises((pickle.UnpicklingError, ValueError), match=r"(?i)weights.only"):
         READERS[reader](folder / "evil.ckpt", tiny_encoder_file)
     assert not harm.exists()

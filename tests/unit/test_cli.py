@@ -182,7 +182,7 @@ def test_thresholds_of_an_exported_model(run: Run, fail: Run, exported: Path) ->
     assert after == before._replace(image_threshold=0.75)
     assert str(after) in printed
     assert "set it there and export again" in fail("threshold", exported, "--normalized", "false")
-    assert "must be a finite raw score" in fail("threshold", exported, "--pixel", "nan")
+    assert "must be a finite raw score" in fail("threshold", exported, "--pixel", ".inf")
     assert deploy.read_metadata(exported) == after
 
 
@@ -206,9 +206,7 @@ def test_predict(run: Run, exported: Path, images: Path, tmp_path: Path, monkeyp
         assert text in printed
 
 
-def test_predict_passes_its_options_on(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predict_passes_its_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple] = []
     monkeypatch.setattr("anomalib_inp.prediction.predict_images", lambda *given: calls.append(given))
     model, images = tmp_path / "model.xml", tmp_path / "images"

@@ -3,7 +3,6 @@
 
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,7 +98,7 @@ def test_without_anomalous_images_the_thresholds_are_quantiles_of_the_normal_one
     # One validation set without labels and one with the label of normal images give the same.
     validate(post, make_batch(scores[:6], maps[:6]), make_batch(scores[6:], maps[6:], torch.zeros(4, dtype=torch.long)))
 
-    # 85 % of ten scores are 8.5, so nine of them must not exceed the threshold; 75 % of the pixels are 7.5 images' ones.
+    # 85 % of ten scores are 8.5, so nine of them must not exceed the threshold; 75 % of the pixels are those of 7.5.
     assert post.image_threshold == torch.tensor(0.9)
     assert post.pixel_threshold == torch.tensor(8.0)
     # The lowest validation score has a margin of -2.
@@ -227,7 +226,9 @@ def test_order_is_kept_far_beyond_the_validation_range() -> None:
 @pytest.mark.parametrize("kind", ["image", "pixel"])
 def test_metadata_inverts_the_normalisation(kind: str) -> None:
     post = with_ranges()
-    (image, image_span), (pixel, pixel_span) = (map(float, post.threshold_and_span(name)) for name in ("image", "pixel"))
+    (image, image_span), (pixel, pixel_span) = (
+        map(float, post.threshold_and_span(name)) for name in ("image", "pixel")
+    )
     assert (image_span, pixel_span) == pytest.approx((IMAGE_SPAN, PIXEL_SPAN))
     metadata = Metadata(True, image, image_span, pixel, pixel_span, WHOLE_IMAGE)
     threshold, span = {"image": (image, image_span), "pixel": (pixel, pixel_span)}[kind]
@@ -376,8 +377,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    yield Engine(
+def engine(tmp_path: Path) -> Engine:
+    return Engine(
         default_root_dir=tmp_path,
         accelerator="cpu",
         max_epochs=1,
@@ -388,15 +389,17 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 def data(root: Path, val_split_mode: str) -> MVTecAD:
-    return MVTecAD(
-        root=root, category="part", num_workers=0, eval_batch_size=2, val_split_mode=val_split_mode, seed=0
-    )
+    return MVTecAD(root=root, category="part", num_workers=0, eval_batch_size=2, val_split_mode=val_split_mode, seed=0)
 
 
 def tiny(encoder_file: Path) -> InpFormer:
     torch.manual_seed(0)
     return InpFormer(
-        encoder="test_vit", encoder_weights=str(encoder_file), image_size=64, map_size=32, evaluator=False,
+        encoder="test_vit",
+        encoder_weights=str(encoder_file),
+        image_size=64,
+        map_size=32,
+        evaluator=False,
         visualizer=False,
     )
 

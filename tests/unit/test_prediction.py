@@ -1,21 +1,27 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
+import copy
 import csv
 import io
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from anomalib.data import InferenceBatch
 from anomalib.data.utils import read_image
 from PIL import Image
 
 from anomalib_inp import InpFormer, prediction
 from anomalib_inp.deploy import ExportedModel, Metadata, read_metadata
 from anomalib_inp.evaluation.metrics import seven_metrics
+from anomalib_inp.post_processing import InpPostProcessor
 from anomalib_inp.prediction import find_images, predict_images
+from anomalib_inp.visualization import draw_result
 
 SIZE = (60, 80)
 NAMES = [f"good/{index:03}.png" for index in range(3)] + [f"dent/{index:03}.png" for index in range(3)]
@@ -74,15 +80,38 @@ def exported(model: InpFormer, tmp_path_factory: pytest.TempPathFactory) -> Path
     return model.to_openvino(tmp_path_factory.mktemp("export"))
 
 
-@pytest.fixture(scope="module")
-def without_thresholds(model: InpFormer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    kept = {name: value.clone() for name, value in model.post_processor.state_dict().items()}
-    for value in model.post_processor.state_dict().values():
-        value.fill_(float("nan"))
-    with pytest.warns(UserWarning, match="The model has no thresholds"):
-        path = model.to_openvino(tmp_path_factory.mktemp("raw"))
-    model.post_processor.load_state_dict(kept)
-    return path
+@pytest.fixture
+def own_model(model: InpFormer) -> InpFormer:
+    return copy.deepcopy(model)
+
+
+@pytest.fixture
+def in_torch(own_model: InpFormer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A path that stands for an export of the model, run by PyTorch: the same numbers without compiling a graph."""
+
+    class InTorch:
+        def __init__(self, *_: object) -> None:
+            self.metadata = Metadata.of(own_model)
+
+        def __call__(self, images: np.ndarray) -> InferenceBatch:
+            with torch.no_grad():
+                return InferenceBatch(*(value.numpy() for value in own_model(torch.from_numpy(images))))
+
+    monkeypatch.setattr(prediction, "ExportedModel", InTorch)
+    return Path("model.xml")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is drawn from now on."""
+    drawn: list[dict[str, Any]] = []
+
+    def draw(image: Image.Image, shown: np.ndarray, **kwargs: Any) -> Image.Image:
+        drawn.append({"shown": shown, **kwargs})
+        return draw_result(image, shown, **kwargs)
+
+    monkeypatch.setattr(prediction, "draw_result", draw)
+    return drawn
 
 
 def table(output: Path) -> list[dict[str, str]]:
@@ -98,7 +127,11 @@ def files_below(folder: Path) -> set[str]:
 
 
 def test_a_test_folder_gives_scores_pictures_and_metrics(
-    test_folder: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    test_folder: Path,
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = {}
 
@@ -137,7 +170,7 @@ def test_a_test_folder_gives_scores_pictures_and_metrics(
         for row, column in ((0, 0), (5, 5), (16, 9), (20, 30)):
             y = (box.top + (row + 0.5) / 32 * (box.bottom - box.top)) * SIZE[0]
             x = (box.left + (column + 0.5) / 32 * (box.right - box.left)) * SIZE[1]
-            inside = rows[index]["image"].startswith("dent") and 10 <= y < 40 and 5 <= x - 20 * index < 25
+            inside = rows[index]["image"].startswith("dent") and 10 <= y < 40 and 5 <= x - 20 * index < 30
             assert mask[row, column] == inside, (index, row, column)
 
     printed = capsys.readouterr().out
@@ -150,90 +183,94 @@ def test_a_test_folder_gives_scores_pictures_and_metrics(
 
 
 def test_a_test_folder_without_masks_gives_image_metrics(
-    test_folder: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    test_folder: Path, in_torch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (test_folder.parent / "ground_truth/dent/001_mask.png").unlink()
     arguments: list[tuple] = []
     monkeypatch.setattr(prediction, "seven_metrics", lambda *given: arguments.append(given) or {})
-    predict_images(exported, test_folder, tmp_path / "results")
+    predict_images(in_torch, test_folder, tmp_path / "results")
     assert [len(given) for given in arguments] == [2]
 
 
 # --- other images -----------------------------------------------------------------------------------------------------
 
 
-def test_a_plain_folder_gives_no_metrics(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plain_folder_gives_no_metrics(in_torch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index, name in enumerate(("a.png", "below/b.jpg", "below/c.BMP", "notes.txt")):
         path = write(tmp_path / "images/new.png", photograph(index))
         (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
         path.rename(tmp_path / "images" / name)
-    predict_images(exported, tmp_path / "images", tmp_path / "results")
+    predict_images(in_torch, tmp_path / "images", tmp_path / "results")
     assert files_below(tmp_path / "results") == {"a.png", "below/b.png", "below/c.png", "scores.csv", "gallery.png"}
     assert [row["image"] for row in table(tmp_path / "results")] == ["a.png", "below/b.jpg", "below/c.BMP"]
     assert "AUROC" not in capsys.readouterr().out
 
 
-def test_a_single_image(test_folder: Path, exported: Path, tmp_path: Path) -> None:
-    predict_images(exported, test_folder / "dent/001.png", tmp_path / "results")
+def test_a_single_image(test_folder: Path, in_torch: Path, tmp_path: Path) -> None:
+    predict_images(in_torch, test_folder / "dent/001.png", tmp_path / "results")
     assert files_below(tmp_path / "results") == {"001.png", "scores.csv", "gallery.png"}
     assert [row["image"] for row in table(tmp_path / "results")] == ["001.png"]
 
 
-def test_images_of_one_name_keep_a_picture_each(exported: Path, tmp_path: Path) -> None:
+def test_images_of_one_name_keep_a_picture_each(in_torch: Path, tmp_path: Path) -> None:
     for index, name in enumerate(("a.jpg", "a.png", "gallery.bmp")):
         write(tmp_path / "images" / name, photograph(index))
-    predict_images(exported, tmp_path / "images", tmp_path / "results")
-    assert files_below(tmp_path / "results") == {
-        "a.png", "a.png.png", "gallery.bmp.png", "scores.csv", "gallery.png"
-    }
+    predict_images(in_torch, tmp_path / "images", tmp_path / "results")
+    assert files_below(tmp_path / "results") == {"a.png", "a.png.png", "gallery.bmp.png", "scores.csv", "gallery.png"}
     assert len({(tmp_path / "results" / name).read_bytes() for name in ("a.png", "a.png.png", "gallery.png")}) == 3
 
 
 @pytest.mark.parametrize("single", [True, False])
-def test_pictures_do_not_replace_images(single: bool, test_folder: Path, exported: Path) -> None:
+def test_pictures_do_not_replace_images(single: bool, test_folder: Path, in_torch: Path) -> None:
     folder = test_folder / "dent"
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ValueError, match=r"would replace images, .*dent/000\.png for one\. Choose an output outside"):
-        predict_images(exported, folder / "000.png" if single else folder, folder)
+        predict_images(in_torch, folder / "000.png" if single else folder, folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_without_thresholds_there_are_raw_scores_and_no_verdicts(
-    test_folder: Path, without_thresholds: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_model: InpFormer,
+    test_folder: Path,
+    in_torch: Path,
+    tmp_path: Path,
+    drawn: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    drawn: list[dict] = []
-    draw = prediction.draw_result
-    monkeypatch.setattr(prediction, "draw_result", lambda *args, **kwargs: drawn.append(kwargs) or draw(*args, **kwargs))
-    metrics = []
-    for model in (exported, without_thresholds):
-        monkeypatch.setattr(
-            prediction, "seven_metrics", lambda *given: metrics.append(seven_metrics(*given)) or metrics[-1]
-        )
-        predict_images(model, test_folder, tmp_path / model.parent.name)
+    metrics: list[dict[str, float]] = []
+    monkeypatch.setattr(
+        prediction, "seven_metrics", lambda *given: metrics.append(seven_metrics(*given)) or metrics[-1]
+    )
+    predict_images(in_torch, test_folder, tmp_path / "with")
+    own_model.post_processor = InpPostProcessor()
+    predict_images(in_torch, test_folder, tmp_path / "without")
+
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-3)
-    rows, raw = table(tmp_path / exported.parent.name), table(tmp_path / without_thresholds.parent.name)
-    for row, other in zip(rows, raw, strict=True):
+    for row, other in zip(table(tmp_path / "with"), table(tmp_path / "without"), strict=True):
         assert float(other["score"]) == float(other["raw_score"]) == pytest.approx(float(row["raw_score"]), abs=1e-4)
-        assert other["anomalous"] == ""
-    assert [(given["anomalous"], given["pred_mask"]) for given in drawn[len(rows) :]] == [(None, None)] * len(rows)
+        assert (row["anomalous"] in "01", other["anomalous"]) == (True, "")
+    for given in drawn[len(NAMES) :]:
+        assert (given["anomalous"], given["pred_mask"]) == (None, None)
+        assert np.isfinite(given["shown"]).all()
 
 
 def test_raw_exports_are_drawn_normalised(
-    model: InpFormer, test_folder: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_model: InpFormer,
+    test_folder: Path,
+    in_torch: Path,
+    tmp_path: Path,
+    drawn: list[dict[str, Any]],
 ) -> None:
-    monkeypatch.setattr(model.post_processor, "enable_normalization", False)
-    raw = model.to_openvino(tmp_path)
-    assert not read_metadata(raw).normalized
-    drawn: list[np.ndarray] = []
-    draw = prediction.draw_result
-    monkeypatch.setattr(
-        prediction, "draw_result", lambda image, shown, **kwargs: drawn.append(shown) or draw(image, shown, **kwargs)
-    )
-    for path in (exported, raw):
-        predict_images(path, test_folder / "dent/001.png", tmp_path / path.parent.name)
-    np.testing.assert_allclose(drawn[1], drawn[0], atol=1e-4)
+    predict_images(in_torch, test_folder, tmp_path / "normalised")
+    own_model.post_processor.enable_normalization = False
+    predict_images(in_torch, test_folder, tmp_path / "raw")
+    for normalised, raw in zip(drawn[: len(NAMES)], drawn[len(NAMES) :], strict=True):
+        np.testing.assert_allclose(raw["shown"], normalised["shown"], atol=1e-5)
+        np.testing.assert_array_equal(raw["pred_mask"], normalised["pred_mask"])
+    for normalised, raw in zip(table(tmp_path / "normalised"), table(tmp_path / "raw"), strict=True):
+        assert raw["score"] == raw["raw_score"]
+        assert float(raw["raw_score"]) == pytest.approx(float(normalised["raw_score"]), abs=1e-5)
+        assert raw["anomalous"] == normalised["anomalous"]
 
 
 # --- what cannot be predicted -----------------------------------------------------------------------------------------
@@ -258,18 +295,20 @@ def with_broken_chunk(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncated, with_broken_chunk, lambda path: path.write_bytes(b"")])
-def test_an_image_that_cannot_be_read_is_named(damage, test_folder: Path, exported: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_named(
+    damage: Callable[[Path], object], test_folder: Path, in_torch: Path, tmp_path: Path
+) -> None:
     damage(test_folder / "dent/001.png")
     with pytest.raises(ValueError, match=r"test/dent/001\.png is no readable image: "):
-        predict_images(exported, test_folder, tmp_path / "results")
+        predict_images(in_torch, test_folder, tmp_path / "results")
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])
-def test_a_folder_without_images(name: str, exported: Path, tmp_path: Path) -> None:
+def test_a_folder_without_images(name: str, in_torch: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/notes.txt").touch()
     with pytest.raises(FileNotFoundError, match=rf"a folder of images \(.*\.png.*\), found none in .*{name}"):
-        predict_images(exported, tmp_path / name, tmp_path / "results")
+        predict_images(in_torch, tmp_path / name, tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
 
