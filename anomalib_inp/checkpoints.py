@@ -109,13 +109,57 @@ def load_trained(network: InpFormerNetwork, trained: Mapping[str, Tensor]) -> No
         raise ValueError(msg) from error
 
 
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of ours without running any code from it.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: The file is no checkpoint of Lightning, or holds more than plain data and tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"There is no checkpoint {path}."
+        raise FileNotFoundError(msg)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        msg = (
+            f"{path} is no checkpoint, or holds more than plain data; it is refused, because reading it could run code."
+        )
+        raise ValueError(msg) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        msg = f"{path} is no checkpoint of a training. A published one is converted first: anomalib-inp convert."
+        raise ValueError(msg)
+    return checkpoint
+
+
+def check_frame(checkpoint: Mapping[str, Any], pre_processor: Any) -> None:
+    """Refuse a checkpoint that was trained on images of another size or crop.
+
+    Raises:
+        ValueError: The model's pre-processor is not the one of the training.
+    """
+    trained = checkpoint.get("anomalib_pre_processor_config", {}).get("transform")
+    if trained is None or pre_processor is None:
+        return
+    own = pre_processor.checkpoint_config()["transform"]
+    if own != trained:
+        steps = [step["init_args"].get("size") for step in trained["init_args"].get("transforms", [])]
+        sizes = [str(size) for size in steps if size]
+        msg = (
+            f"The checkpoint was trained on images of {', cropped to '.join(sizes) or 'another kind'} (height, width), "
+            "but the model is built for others. Build it with the same --model.image_size and --model.crop_size."
+        )
+        raise ValueError(msg)
+
+
 def find_encoder(checkpoint_path: str | Path) -> str | None:
     """Find the encoder's file beside a checkpoint where the place that the checkpoint names is gone.
 
     Returns:
         The file, or ``None`` where the checkpoint's own answer holds.
     """
-    checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = read_checkpoint(checkpoint_path)
     origin = Path(checkpoint.get("hyper_parameters", {}).get("encoder_weights", "timm"))
     beside = Path(checkpoint_path).parent / origin.name
     return str(beside) if origin.suffix and not origin.is_file() and beside.is_file() else None
@@ -143,7 +187,8 @@ def check_encoder(checkpoint: Mapping[str, Any], encoder: FrozenEncoder) -> None
     msg = (
         f"The checkpoint was trained with the encoder {origin.get('encoder')!r}, the weights "
         f"{origin.get('encoder_weights')!r} and the target layers {layers}, but the model has other ones. Build the "
-        "model with the same arguments (--model.encoder, --model.encoder_weights, --model.target_layers)."
+        "model with the same arguments (--model.encoder, --model.encoder_weights, --model.target_layers); if they are "
+        "the same, the contents of the weights have changed since the training."
     )
     raise ValueError(msg)
 
@@ -194,7 +239,7 @@ def set_thresholds(
         ValueError: Not a checkpoint of ours, or a threshold that is no finite number.
     """
     path = Path(checkpoint)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_checkpoint(path)
     config = content.get("anomalib_post_processor_config")
     if config is None:
         msg = f"{path} is no checkpoint with a post-processor of anomalib-inp."

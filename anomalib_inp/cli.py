@@ -47,11 +47,14 @@ def threshold(
     from anomalib_inp import checkpoints, deploy
 
     if model.suffix == ".ckpt":
-        print(checkpoints.set_thresholds(model, image, pixel, normalized))
+        told = checkpoints.set_thresholds(model, image, pixel, normalized)
     elif normalized is not None:
         sys.exit("anomalib-inp: --normalized is for checkpoints: set it there and export again.")
     else:
-        print(deploy.set_thresholds(model, image, pixel))
+        metadata = deploy.set_thresholds(model, image, pixel)
+        told = {"image": metadata.image_threshold, "pixel": metadata.pixel_threshold, "normalized": metadata.normalized}
+    print(f"Image threshold: {told['image']:.6g}\nPixel threshold: {told['pixel']:.6g}")
+    print(f"Scores: {'normalised' if told['normalized'] else 'raw'}")
 
 
 def predict(
@@ -83,7 +86,7 @@ def main() -> None:
     }
     try:
         auto_cli(commands, prog="anomalib-inp", description=__doc__)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
         sys.exit(f"anomalib-inp: {error}")
 
 

@@ -129,20 +129,33 @@ def read_metadata(path: str | Path) -> Metadata:
         ValueError: The file is no export of ours.
     """
     path = Path(path)
-    if path.suffix == ".onnx":
-        import onnx
-
-        text = {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}.get(KEY)
-    else:
-        import openvino
-
-        model = openvino.Core().read_model(path)
-        text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
+    if path.suffix not in {".xml", ".onnx"} or not path.is_file():
+        wrong = "there is no such file" if not path.exists() else "export the checkpoint first: anomalib export"
+        msg = f"Expected the .xml of an exported OpenVINO model or an .onnx file, got {path}: {wrong}."
+        raise FileNotFoundError(msg)
+    try:
+        text = (_onnx_text if path.suffix == ".onnx" else _openvino_text)(path)
+    except Exception as error:  # each runtime has its own
+        msg = f"{path} cannot be read as a model; an OpenVINO model needs its .bin beside it. {type(error).__name__}"
+        raise ValueError(msg) from error
     if text is None:
         msg = f"{path} carries no metadata of anomalib-inp; export the model with anomalib export --model InpFormer."
         raise ValueError(msg)
     values = json.loads(text)
     return Metadata(**{**values, "crop_box": CropBox(*values["crop_box"])})
+
+
+def _onnx_text(path: Path) -> str | None:
+    import onnx
+
+    return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}.get(KEY)
+
+
+def _openvino_text(path: Path) -> str | None:
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    return model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
 
 
 def set_thresholds(path: str | Path, image: float | None = None, pixel: float | None = None) -> Metadata:
@@ -194,9 +207,6 @@ class ExportedModel:
 
     def __init__(self, path: str | Path, device: str = "CPU", precision: str | None = "f32") -> None:
         path = Path(path)
-        if path.suffix not in {".xml", ".onnx"} or not path.is_file():
-            msg = f"Expected the .xml of an exported OpenVINO model or an .onnx file, got {path}."
-            raise FileNotFoundError(msg)
         self.metadata = read_metadata(path)
         if path.suffix == ".onnx":
             import onnxruntime

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from anomalib_inp.data.checks import header_fault
 from anomalib_inp.deploy import ExportedModel
 from anomalib_inp.evaluation.metrics import metrics_table, seven_metrics
 from anomalib_inp.visualization import draw_result, gallery
@@ -39,7 +40,10 @@ def find_images(images: Path) -> list[Item]:
     """
     if images.is_file():
         return [Item(images, None, None)]
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not images.exists():
+        msg = f"There is no image or folder {images}."
+        raise FileNotFoundError(msg)
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         msg = f"Expected an image or a folder of images ({', '.join(sorted(SUFFIXES))}), found none in {images}."
         raise FileNotFoundError(msg)
@@ -62,6 +66,12 @@ def predict_images(model: Path, images: Path, output: Path, device: str = "CPU",
         ValueError: The model is no export of ours, a file is no readable image, or a picture would replace an image.
     """
     items = find_images(images)
+    if faults := [fault for item in items if (fault := header_fault(item.path))]:
+        msg = f"Files are no images that can be used: {'; '.join(faults[:5])}. Replace, convert or remove them."
+        raise ValueError(msg)
+    if images.is_dir() and output.resolve().is_relative_to(images.resolve()):
+        msg = f"The pictures would become images of the next run. Choose an output outside {images}."
+        raise ValueError(msg)
     root, sheet = images if images.is_dir() else images.parent, output / "gallery.png"
     pictures = _name_pictures(items, root, output, sheet)
     exported = ExportedModel(model, device, precision)
@@ -111,7 +121,9 @@ def predict_images(model: Path, images: Path, output: Path, device: str = "CPU",
         known = [mask for mask in masks if mask is not None]
         pixels = (np.stack(maps), np.stack(known)) if len(known) == len(maps) else ()
         values = seven_metrics(np.array(scores), np.array(labels), *pixels)
-        console.print(metrics_table({root.parent.name: values}))
+        if not pixels:
+            console.print(f"No pixel metrics: {len(maps) - len(known)} anomalous images have no mask.")
+        console.print(metrics_table({root.resolve().parent.name: values}))
     console.print(f"Scores:   {output / 'scores.csv'}\nPictures: {output}\nGallery:  {sheet}")
 
 

@@ -60,13 +60,13 @@ class InpPreProcessor(PreProcessor):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels that images are resized to."""
-        return _pair(self._find(Resize).size)
+        return as_pair(self._find(Resize).size, "image_size")
 
     @property
     def crop_size(self) -> tuple[int, int]:
         """Height and width in pixels of what the model sees."""
         crop = self._find(CenterCrop)
-        return self.image_size if crop is None else _pair(crop.size)
+        return self.image_size if crop is None else as_pair(crop.size, "crop_size")
 
     @property
     def crop_box(self) -> CropBox:
@@ -100,8 +100,10 @@ def resolve_sizes(
     Raises:
         ValueError: The inspected height or width is not a multiple of the patch size.
     """
-    image = _pair(image_size or (DEFAULT_CROP // patch_size * patch_size if crop_size is None else DEFAULT_RESIZE))
-    crop = None if crop_size is None else _pair(crop_size)
+    if image_size is None:
+        image_size = DEFAULT_CROP // patch_size * patch_size if crop_size is None else DEFAULT_RESIZE
+    image = as_pair(image_size, "image_size")
+    crop = None if crop_size is None else as_pair(crop_size, "crop_size")
     inspected, name = (image, "image_size") if crop is None else (crop, "crop_size")
     if any(side % patch_size for side in inspected):
         nearest = tuple(max(patch_size, side // patch_size * patch_size) for side in inspected)
@@ -113,9 +115,17 @@ def resolve_sizes(
     return image, crop
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = (size[0], size[-1]) if isinstance(size, list | tuple) else (size, size)
-    return int(height), int(width)
+def as_pair(size: int | Sequence[int], name: str) -> tuple[int, int]:
+    """Turn a side, or height and width, into height and width.
+
+    Raises:
+        ValueError: Not one or two positive numbers.
+    """
+    sides = [size] if isinstance(size, int) else list(size)
+    if len(sides) not in {1, 2} or any(int(side) != side or side < 1 for side in sides):
+        msg = f"{name} must be a positive number of pixels, or height and width, got {size}."
+        raise ValueError(msg)
+    return int(sides[0]), int(sides[-1])
 
 
 def _exportable(transform: Transform) -> Transform:

@@ -91,7 +91,9 @@ def draw_result(
     if pred_mask is not None:
         found = _place_mask(pred_mask, crop_box, picture.size)
         label = "predicted mask" if found.any() else "predicted mask: empty"
-        panels[label] = _outline(_hatch_outside(plain, crop_box, height), found, _FOUND, height)
+        # A tint tells the inside from the outside where the line runs off the image.
+        tinted = np.where(found[..., None], 0.8 * plain + 0.2 * np.array(_FOUND), plain).astype(np.uint8)
+        panels[label] = _outline(_hatch_outside(tinted, crop_box, height), found, _FOUND, height)
 
     verdict = None if anomalous is None else "anomalous" if anomalous else "normal"
     headline = " - ".join(part for part in (None if score is None else f"score {score:.2f}", verdict) if part)

@@ -13,12 +13,14 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.progress import track
 
 from anomalib_inp.preprocessing import WHOLE_IMAGE, InpPreProcessor
 
-SUBSETS = {"fit": ("train_data", "val_data"), "validate": ("val_data",), "test": ("test_data",)}
+SUBSETS = {"fit": ("train_data", "val_data", "test_data"), "validate": ("val_data",), "test": ("test_data",)}
+DEEP_MODES = {"I;16", "I;16B", "I;16L", "I;16N", "I", "F"}
+"""Pillow's modes that anomalib's reader clips to 8 bits instead of scaling."""
 MANY = 5000
 """Files from which on looking at their headers takes more than a few seconds."""
 
@@ -179,15 +181,21 @@ def _check_headers(dataset: AnomalibDataset) -> None:
     paths: Iterable[str] = _paths(dataset)
     if len(dataset) > MANY:
         paths = track(list(paths), "Looking at the images")
-    broken = []
-    for path in paths:
-        try:
-            Image.open(path).close()
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            broken.append(f"{path} ({type(error).__name__})")
+    images = set(dataset.samples.image_path)
+    broken = [fault for path in paths if (fault := header_fault(path, is_mask=path not in images))]
     if broken:
-        msg = f"Files are no readable images: {_some(broken)}. Replace or remove them."
+        msg = f"Files are no images that can be used: {_some(broken)}. Replace, convert or remove them."
         raise DataError(msg)
+
+
+def header_fault(path: str | Path, is_mask: bool = False) -> str | None:
+    """Say what is wrong with a file by its header alone; ``None`` if nothing is."""
+    try:
+        with Image.open(path) as image:
+            deep = image.mode in DEEP_MODES and not is_mask
+            return f"{path} (mode {image.mode}; expected 8 bits per channel)" if deep else None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"{path} ({type(error).__name__})"
 
 
 def _decode(path: str) -> str | None:

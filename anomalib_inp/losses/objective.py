@@ -16,10 +16,16 @@ class InpFormerObjective(nn.Module):
     Args:
         coherence_weight: Weight of the coherence loss; the paper's lambda.
         mining_power: Exponent of the mining weights; the paper's gamma.
+
+    Raises:
+        ValueError: A negative weight or power.
     """
 
     def __init__(self, coherence_weight: float = 0.2, mining_power: float = 3.0) -> None:
         super().__init__()
+        if not (coherence_weight >= 0 and mining_power >= 0):
+            msg = f"coherence_weight and mining_power must not be negative, got {coherence_weight} and {mining_power}."
+            raise ValueError(msg)
         self.coherence_weight = coherence_weight
         self.mining_power = mining_power
 

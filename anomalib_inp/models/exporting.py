@@ -18,6 +18,19 @@ from anomalib_inp import deploy
 class InpExport(ExportMixin):
     """Exports to ONNX with antialiasing and to OpenVINO from the PyTorch module; to PyTorch as anomalib does."""
 
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Export to a pickle of the module, as anomalib does, with nothing in it left to train.
+
+        anomalib's ``TorchInferencer`` runs it outside ``no_grad``, so its results would carry a graph.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        try:
+            self.requires_grad_(False)
+            return super().to_torch(export_root, model_file_name)
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
     def to_onnx(self, export_root: Path | str, model_file_name: str = "model", *args: Any, **kwargs: Any) -> Path:
         """Export to one ONNX file that carries our metadata; arguments as in anomalib."""
         self._warn_without_thresholds()
@@ -31,7 +44,7 @@ class InpExport(ExportMixin):
         export_root: Path | str,
         model_file_name: str = "model",
         input_size: tuple[int, int] | None = None,
-        compression_type: CompressionType | None = None,
+        compression_type: CompressionType | str | None = None,
         datamodule: AnomalibDataModule | None = None,
         metric: Metric | None = None,
         max_drop: float = 0.01,
@@ -39,6 +52,7 @@ class InpExport(ExportMixin):
         **_: Any,
     ) -> Path:
         """Export to OpenVINO from the PyTorch module; arguments as in anomalib, those of ONNX have no use here."""
+        compression_type = None if compression_type is None else CompressionType(compression_type)
         self._warn_without_thresholds()
         model = deploy.to_openvino(self, input_size, **(ov_kwargs or {}))
         if compression_type not in {None, CompressionType.FP16}:

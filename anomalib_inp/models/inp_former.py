@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from anomalib_inp.checkpoints import check_encoder, find_encoder, load_trained, note_encoder, take_apart
+from anomalib_inp.checkpoints import check_encoder, check_frame, find_encoder, load_trained, note_encoder, take_apart
 from anomalib_inp.data.checks import DataCheck, check_masks
 from anomalib_inp.evaluation.metrics import paper_evaluator
 from anomalib_inp.losses.objective import InpFormerObjective
@@ -27,7 +27,7 @@ from anomalib_inp.models.steps import evaluation_step, full_precision
 from anomalib_inp.network.inp_former import InpFormerNetwork
 from anomalib_inp.network.weights import build_encoder, read_weights
 from anomalib_inp.post_processing import InpPostProcessor
-from anomalib_inp.preprocessing import InpPreProcessor, resolve_sizes
+from anomalib_inp.preprocessing import InpPreProcessor, as_pair, resolve_sizes
 from anomalib_inp.scoring.detector import InpDetector
 from anomalib_inp.training.callbacks import training_callbacks
 from anomalib_inp.training.recipe import Recipe
@@ -101,16 +101,24 @@ class InpFormer(InpExport, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        if num_prototypes < 1:
+            msg = f"num_prototypes must be at least 1, got {num_prototypes}."
+            raise ValueError(msg)
+        if not gradient_clip > 0:
+            msg = f"gradient_clip must be positive, got {gradient_clip}. For no clipping: float('inf')."
+            raise ValueError(msg)
+        objective = InpFormerObjective(coherence_weight, mining_power)
+        recipe = Recipe(learning_rate, final_learning_rate, warmup_steps, weight_decay)
+        map_size = None if map_size is None else as_pair(map_size, "map_size")
         frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs)
         if pre_processor is True:
             pre_processor = InpPreProcessor(*resolve_sizes(image_size, crop_size, frozen.patch_size))
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
-        map_size = (map_size, map_size) if isinstance(map_size, int) else map_size
         self.model: InpDetector = InpDetector(InpFormerNetwork(frozen, num_prototypes), map, map_size)
-        self.objective = InpFormerObjective(coherence_weight, mining_power)
-        self.recipe = Recipe(learning_rate, final_learning_rate, warmup_steps, weight_decay)
+        self.objective = objective
+        self.recipe = recipe
         self.gradient_clip = gradient_clip
 
     def training_step(self, batch: ImageBatch, *_: Any) -> Tensor:
@@ -204,8 +212,8 @@ class InpFormer(InpExport, AnomalibModule):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> "InpFormer":
         """Load a checkpoint; the encoder is rebuilt from where it came from, or from the file's place beside it."""
-        if "encoder_weights" not in kwargs and (found := find_encoder(checkpoint_path)):
-            kwargs["encoder_weights"] = found
+        if found := find_encoder(checkpoint_path):
+            kwargs.setdefault("encoder_weights", found)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -214,6 +222,10 @@ class InpFormer(InpExport, AnomalibModule):
         note_encoder(checkpoint, self.model.network.encoder)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were trained with another encoder."""
+        """Refuse weights that were trained with another encoder or on another frame."""
         check_encoder(checkpoint, self.model.network.encoder)
+        check_frame(checkpoint, self.pre_processor)
+        if self._trainer is not None and self.trainer.training and "optimizer_states" not in checkpoint:
+            msg = "This checkpoint is a finished model. Training is resumed from model.ckpt, which lies beside it."
+            raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)

@@ -27,4 +27,6 @@ def evaluation_step(detector: InpDetector, batch: ImageBatch) -> ImageBatch:
         size = predictions.anomaly_map.shape[-2:]
         mask = F.interpolate(batch.gt_mask.float().unsqueeze(1), size=size, mode="nearest")
         changes["gt_mask"] = mask.squeeze(1).bool()
-    return batch.update(**changes)
+    batch.update(**changes)
+    batch.raw_score, batch.raw_map = batch.pred_score, batch.anomaly_map
+    return batch

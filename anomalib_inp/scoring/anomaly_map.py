@@ -15,7 +15,7 @@ from anomalib_inp.outputs import Reconstruction
 
 
 def reconstruction_error(reconstruction: Reconstruction) -> Tensor:
-    """Cosine distance of encoder and decoder per patch, mean over groups, ``(B, N)`` (reference, ``cal_anomaly_maps``)."""
+    """Cosine distance of encoder and decoder per patch, mean over groups, ``(B, N)`` (paper, figure 2a)."""
     pairs = zip(reconstruction.groups, reconstruction.features.groups, strict=True)
     return torch.stack([cosine_distance(rebuilt, target) for rebuilt, target in pairs]).mean(dim=0)
 

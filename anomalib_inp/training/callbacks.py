@@ -106,7 +106,8 @@ class FiniteLoss(Callback):
             "checkpoint is damaged"
             if weights
             else f"the input images or the precision ({trainer.precision}) are the likely cause: look for images with "
-            "NaN or a constant image, or train with --trainer.precision 32-true"
+            f"NaN or a constant image, or train with --trainer.precision 32-true; or the learning rate "
+            f"({learning_rate:.1e}) is too high"
         )
         msg = (
             f"The loss is {loss.item()} at step {trainer.global_step} (epoch {trainer.current_epoch}); {cause}. "

@@ -32,6 +32,21 @@ class Recipe:
     warmup_steps: int = 100
     weight_decay: float = 1e-4
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot train.
+
+        Raises:
+            ValueError: A learning rate that is not positive, or another number that is negative.
+        """
+        for name in ("learning_rate", "final_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                msg = f"{name} must be a positive number, got {getattr(self, name)}."
+                raise ValueError(msg)
+        for name in ("warmup_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                msg = f"{name} must not be negative, got {getattr(self, name)}."
+                raise ValueError(msg)
+
     def configure(self, parameters: Iterable[nn.Parameter], total_steps: float) -> OptimizerLRScheduler:
         """Make the optimiser and its schedule, one step of it per optimiser step.
 

@@ -256,3 +256,39 @@ def test_non_square_crops_work(model) -> None:
     with torch.no_grad():
         predictions = trained(torch.rand(1, 3, 120, 300))
     assert predictions.anomaly_map.shape == (1, 1, 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_prototypes": 0}, "num_prototypes must be at least 1"),
+        ({"learning_rate": -1.0}, "learning_rate must be a positive number"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a positive number"),
+        ({"warmup_steps": -5}, "warmup_steps must not be negative"),
+        ({"gradient_clip": 0.0}, "gradient_clip must be positive"),
+        ({"mining_power": -1.0}, "must not be negative"),
+        ({"map_size": 0}, "map_size must be a positive number"),
+        ({"image_size": (64, 64, 64)}, "image_size must be a positive number"),
+        ({"image_size": 0}, "image_size must be a positive number"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_at_once(model, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
+
+
+def test_a_checkpoint_is_not_used_on_another_frame_nor_resumed_when_finished(model, datamodule, tmp_path) -> None:
+    run = engine(tmp_path)
+    run.fit(model(), datamodule=datamodule())
+    (finished,) = tmp_path.rglob("finished.ckpt")
+    with pytest.raises(ValueError, match=r"trained on images of \[64, 64\].*--model.image_size"):
+        engine(tmp_path).test(model(image_size=80), datamodule=datamodule(), ckpt_path=finished)
+    with pytest.raises(ValueError, match=r"\[64, 64\]"):
+        InpFormer.load_from_checkpoint(finished, image_size=96, crop_size=64)
+    with pytest.raises(ValueError, match=r"resumed from model\.ckpt"):
+        engine(tmp_path, max_epochs=2).fit(model(), datamodule=datamodule(), ckpt_path=finished)
+
+
+def test_trains_and_tests_without_a_post_processor(model, datamodule, tmp_path: Path) -> None:
+    results = engine(tmp_path).train(model(post_processor=False), datamodule=datamodule())[0]
+    assert set(results) == SEVEN

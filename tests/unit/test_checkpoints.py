@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import math
-import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -93,7 +92,7 @@ def test_a_converted_checkpoint_computes_what_the_published_one_does(
     # Nothing else is left behind, neither here nor there.
     found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
     assert found == ["new", "new/folder", "new/folder/inp.ckpt", "new/folder/inp.encoder.safetensors"]
-    converted = InpFormer.load_from_checkpoint("new/folder/inp.ckpt", **SIZES)
+    converted = InpFormer.load_from_checkpoint("new/folder/inp.ckpt")
 
     images = load_file(GOLDEN / "expected.safetensors")["image"]
     expected = outputs(published, images)
@@ -342,6 +341,6 @@ def test_loading_runs_nothing(reader: str, folder: Path, tiny_encoder_file: Path
     torch.load(folder / "evil.ckpt", weights_only=False)
     assert harm.read_text() == "was run"  # it would have worked
     harm.unlink()
-    with pytest.raises((pickle.UnpicklingError, ValueError), match=r"(?i)weights.only"):
+    with pytest.raises(ValueError, match="refused, because reading it could run code"):
         READERS[reader](folder / "evil.ckpt", tiny_encoder_file)
     assert not harm.exists()

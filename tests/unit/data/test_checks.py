@@ -165,7 +165,9 @@ def test_a_file_that_is_no_image_is_named_before_training(
     monkeypatch.setattr(model, "training_step", lambda *_: steps.append(1))
     with pytest.raises(DataError) as caught:
         engine.fit(model, datamodule=datamodule)
-    assert f"Files are no readable images: {path} (UnidentifiedImageError). Replace or remove" in str(caught.value)
+    assert f"Files are no images that can be used: {path} (UnidentifiedImageError). Replace, convert or remove" in str(
+        caught.value
+    )
     assert not steps
 
 
