@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from anomalib_inp.data.checks import header_fault
+from anomalib_inp.data.checks import header_fault, some_of
 from anomalib_inp.deploy import ExportedModel
 from anomalib_inp.evaluation.metrics import metrics_table, seven_metrics
 from anomalib_inp.visualization import draw_result, gallery
@@ -67,7 +67,7 @@ def predict_images(model: Path, images: Path, output: Path, device: str = "CPU",
     """
     items = find_images(images)
     if faults := [fault for item in items if (fault := header_fault(item.path))]:
-        msg = f"Files are no images that can be used: {'; '.join(faults[:5])}. Replace, convert or remove them."
+        msg = f"Files are no images that can be used: {some_of(faults)}. Replace, convert or remove them."
         raise ValueError(msg)
     if images.is_dir() and output.resolve().is_relative_to(images.resolve()):
         msg = f"The pictures would become images of the next run. Choose an output outside {images}."

@@ -51,7 +51,7 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     if faults:
         msg = (
             f"Every image in test/<defect> needs its mask in ground_truth/<defect>, NNN.png and NNN_mask.png: "
-            f"{_some(faults)}. Add what is missing or remove what is left over."
+            f"{some_of(faults)}. Add what is missing or remove what is left over."
         )
         raise DataError(msg)
 
@@ -147,7 +147,7 @@ class DataCheck(Callback):
         paths = dict.fromkeys(path for dataset in datasets if dataset is not None for path in _paths(dataset))
         broken = [fault for path in track(list(paths), "Looking for the broken image") if (fault := _decode(path))]
         if broken:
-            msg = f"Images cannot be decoded: {_some(broken)}. Replace or remove them; training can be resumed."
+            msg = f"Images cannot be decoded: {some_of(broken)}. Replace or remove them; training can be resumed."
             raise DataError(msg) from exception
 
     def _count(self, batch: ImageBatch) -> None:
@@ -184,7 +184,7 @@ def _check_headers(dataset: AnomalibDataset) -> None:
     images = set(dataset.samples.image_path)
     broken = [fault for path in paths if (fault := header_fault(path, is_mask=path not in images))]
     if broken:
-        msg = f"Files are no images that can be used: {_some(broken)}. Replace, convert or remove them."
+        msg = f"Files are no images that can be used: {some_of(broken)}. Replace, convert or remove them."
         raise DataError(msg)
 
 
@@ -207,6 +207,7 @@ def _decode(path: str) -> str | None:
     return None
 
 
-def _some(faults: list[str]) -> str:
+def some_of(faults: list[str]) -> str:
+    """Join the first five faults and count the others."""
     more = len(faults) - 5
     return "; ".join(faults[:5]) + (f"; and {more} more" if more > 0 else "")
