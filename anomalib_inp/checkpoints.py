@@ -109,8 +109,12 @@ def load_trained(network: InpFormerNetwork, trained: Mapping[str, Tensor]) -> No
         raise ValueError(msg) from error
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint of ours without running any code from it.
+
+    Args:
+        path: The file.
+        mmap: Leave the weights on disk, for a look at the rest alone.
 
     Raises:
         FileNotFoundError: No such file.
@@ -121,7 +125,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         msg = f"There is no checkpoint {path}."
         raise FileNotFoundError(msg)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         msg = (
             f"{path} is no checkpoint, or holds more than plain data; it is refused, because reading it could run code."
@@ -159,7 +163,7 @@ def find_encoder(checkpoint_path: str | Path) -> str | None:
     Returns:
         The file, or ``None`` where the checkpoint's own answer holds.
     """
-    checkpoint = read_checkpoint(checkpoint_path)
+    checkpoint = read_checkpoint(checkpoint_path, mmap=True)
     origin = Path(checkpoint.get("hyper_parameters", {}).get("encoder_weights", "timm"))
     beside = Path(checkpoint_path).parent / origin.name
     return str(beside) if origin.suffix and not origin.is_file() and beside.is_file() else None

@@ -118,15 +118,8 @@ class DataCheck(Callback):
         del trainer
         self._report(pl_module, "validation")
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count."""
-        del trainer, pl_module
-        self._anomalous = self._outside = 0
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: ImageBatch, *_: object) -> None:
-        """Count the anomalous images whose mask lies outside the inspected part."""
-        del trainer, pl_module
-        self._count(outputs)
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the count."""
