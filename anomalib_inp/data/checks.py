@@ -3,7 +3,7 @@
 
 """Looks at the data before hours are spent on it, and names the file where something is wrong."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from anomalib.data import MPDD, VAD, AnomalibDataset, ImageBatch, MVTecAD
@@ -83,6 +83,7 @@ class DataCheck(Callback):
             and not hasattr(data, "val_data")
         ):
             trainer.limit_val_batches = 0  # anomalib's loader would ask for the images that are not there
+        is_mask: dict[str, bool] = {}  # validation images may be the test images: once is enough
         for name in SUBSETS.get(stage, ()):
             dataset = getattr(trainer.datamodule, name, None)
             if dataset is None:
@@ -94,7 +95,9 @@ class DataCheck(Callback):
                     "Expected normal images, in the layout of MVTec AD in <root>/<category>/train/good."
                 )
                 raise DataError(msg)
-            _check_headers(dataset)
+            images = set(dataset.samples.image_path)
+            is_mask.update((path, path not in images) for path in _paths(dataset))
+        _check_headers(is_mask)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count."""
@@ -170,12 +173,9 @@ def _paths(dataset: AnomalibDataset) -> list[str]:
     return [*dataset.samples.image_path, *masks]
 
 
-def _check_headers(dataset: AnomalibDataset) -> None:
-    paths: Iterable[str] = _paths(dataset)
-    if len(dataset) > MANY:
-        paths = track(list(paths), "Looking at the images")
-    images = set(dataset.samples.image_path)
-    broken = [fault for path in paths if (fault := header_fault(path, is_mask=path not in images))]
+def _check_headers(is_mask: Mapping[str, bool]) -> None:
+    paths: Iterable[str] = track(list(is_mask), "Looking at the images") if len(is_mask) > MANY else is_mask
+    broken = [fault for path in paths if (fault := header_fault(path, is_mask[path]))]
     if broken:
         msg = f"Files are no images that can be used: {some_of(broken)}. Replace, convert or remove them."
         raise DataError(msg)
