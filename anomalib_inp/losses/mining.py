@@ -8,24 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anomalib_inp.distances import cosine_distance
+from anomalib_inp.distances import TINY
 from anomalib_inp.losses.distributed import global_mean
 
 
-class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied: explicit, so that other readers of the tensor keep theirs."""
+class _MinedCosine(torch.autograd.Function):
+    """Cosine distance of whole feature maps ``(B, N, D)`` and its mined gradient.
+
+    Distance and weights need only three numbers per position, and with them the gradient is written down at once: no
+    normalised, flattened or weighted copy of a feature map is made, and other readers of the maps keep their gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, factor: Tensor) -> Tensor:
-        """Return the tensor itself."""
-        ctx.save_for_backward(factor)
-        return tensor.view_as(tensor)
+    def forward(ctx: Any, rebuilt: Tensor, target: Tensor, power: float) -> Tensor:
+        """Compute the loss, a scalar."""
+        dot = torch.einsum("bnd,bnd->bn", rebuilt, target)
+        own, other = (torch.linalg.vector_norm(maps, dim=-1) for maps in (rebuilt, target))  # (B, N)
+        # Rounding leaves distances just below 0, and a perfect reconstruction a mean of 0: both would give NaN.
+        distance = (1 - dot / (own.clamp(min=TINY) * other.clamp(min=TINY))).clamp(min=0)
+        mean = global_mean(distance).clamp(min=torch.finfo(distance.dtype).tiny)
+        weight = (distance / mean) ** power
+
+        # The same for an image as a whole: cos = image_dot / (image_own * image_other).
+        image_dot = dot.sum(dim=1)
+        image_own, image_other = (torch.linalg.vector_norm(norms, dim=1).clamp(min=TINY) for norms in (own, other))
+        cosine = image_dot / (image_own * image_other)
+        # d(1 - cos) / d(rebuilt) = cos / image_own^2 * rebuilt - target / (image_own * image_other)
+        of_rebuilt, of_target = cosine / image_own**2, -1 / (image_own * image_other)
+        factors = [weight * factor.unsqueeze(1) / len(cosine) for factor in (of_rebuilt, of_target)]
+        ctx.save_for_backward(rebuilt, target, *factors)
+        return (1 - cosine).mean()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Multiply the gradient by the factor."""
-        (factor,) = ctx.saved_tensors
-        return gradient * factor, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of ``rebuilt``, weighted per position; the target gets none."""
+        rebuilt, target, of_rebuilt, of_target = ctx.saved_tensors
+        own = rebuilt * (gradient * of_rebuilt).unsqueeze(-1)
+        return own.addcmul_(target, (gradient * of_target).unsqueeze(-1)), None, None
 
 
 def soft_mining_loss(rebuilt: list[Tensor], targets: list[Tensor], power: float = 3.0) -> Tensor:
@@ -44,14 +63,5 @@ def soft_mining_loss(rebuilt: list[Tensor], targets: list[Tensor], power: float 
     Returns:
         The loss, a scalar in [0, 2].
     """
-    losses = []
-    for group, target in zip(rebuilt, targets, strict=True):
-        target = target.detach()
-        with torch.no_grad():
-            # Rounding leaves distances just below 0, and a perfect reconstruction a mean of 0: both would give NaN.
-            distance = cosine_distance(group, target).clamp(min=0)  # (B, N)
-            mean = global_mean(distance).clamp(min=torch.finfo(distance.dtype).tiny)
-            weight = (distance / mean) ** power
-        mined = _ScaleGradient.apply(group, weight.unsqueeze(-1))
-        losses.append(cosine_distance(mined.flatten(1), target.flatten(1)).mean())
-    return torch.stack(losses).mean()
+    pairs = zip(rebuilt, targets, strict=True)
+    return torch.stack([_MinedCosine.apply(group, target, power) for group, target in pairs]).mean()

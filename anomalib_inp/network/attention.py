@@ -1,15 +1,21 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The two attentions of INP-Former: prototypes gather from tokens, tokens are rebuilt from prototypes."""
+"""The two attentions of INP-Former: prototypes gather from tokens, tokens are rebuilt from prototypes.
+
+In both, one side is a handful of prototypes and the other a thousand tokens. Projections are linear, so wherever one may
+be applied on either side of the attention weights, it is applied to the few: the same numbers for a tenth of the work.
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anomalib_inp.distances import length
+
 
 class _CrossAttention(nn.Module):
-    """Projections shared by both attentions; ``D`` is split into heads of equal width."""
+    """Projections shared by both attentions; ``D`` is split into heads of equal width ``d = D / heads``."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -19,17 +25,12 @@ class _CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def split_heads(self, tokens: Tensor) -> Tensor:
-        """``(B, T, D)`` -> ``(B, heads, T, D / heads)``."""
-        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        """``(..., T, D)`` -> ``(..., heads, T, d)``."""
+        return tokens.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
 
-    def project(self, queries: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project queries ``(B, Q, D)`` and keys and values ``(B, K, D)``, split into heads."""
-        keys, values = self.kv(source).chunk(2, dim=-1)
-        return self.split_heads(self.q(queries)), self.split_heads(keys), self.split_heads(values)
-
-    def merge_heads(self, heads: Tensor) -> Tensor:
-        """``(B, heads, T, D / heads)`` -> ``(B, T, D)``, through the output projection."""
-        return self.proj(heads.transpose(1, 2).flatten(2))
+    def split_rows(self, weight: Tensor) -> Tensor:
+        """Split the outputs of a projection into heads: ``(D, K)`` -> ``(heads, d, K)``."""
+        return weight.unflatten(0, (self.num_heads, -1))
 
 
 class PrototypeAggregation(_CrossAttention):
@@ -42,8 +43,14 @@ class PrototypeAggregation(_CrossAttention):
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         """Gather tokens ``(B, N, D)`` into queries ``(B, M, D)``; returns ``(B, M, D)``."""
-        q, k, v = self.project(queries, tokens)
-        return self.merge_heads(F.scaled_dot_product_attention(q, k, v))
+        key, value = self.kv.weight.chunk(2)
+        # The keys' bias adds the same to all weights of a query, which softmax ignores.
+        q = self.split_heads(self.q(queries)) @ self.split_rows(key)  # (B, heads, M, D), in the space of the tokens
+        scores = q.flatten(1, 2) @ tokens.transpose(1, 2) * (q.shape[-1] // self.num_heads) ** -0.5
+        gathered = (scores.softmax(dim=-1) @ tokens).unflatten(1, q.shape[1:3])  # (B, heads, M, D)
+        heads = gathered @ self.split_rows(value).transpose(1, 2)  # (B, heads, M, d)
+        # The weights of a query add up to 1, so the values' bias passes as it is.
+        return self.proj(heads.transpose(1, 2).flatten(2) + self.kv.bias.chunk(2)[1])
 
 
 class PrototypeGuidance(_CrossAttention):
@@ -62,6 +69,9 @@ class PrototypeGuidance(_CrossAttention):
 
     def forward(self, tokens: Tensor, prototypes: Tensor) -> Tensor:
         """Rebuild tokens ``(B, N, D)`` from prototypes ``(B, M, D)``; returns ``(B, N, D)``."""
-        q, k, v = self.project(tokens, prototypes)
-        similarity = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)  # (B, heads, N, M)
-        return self.merge_heads(F.relu(self.learn_scale * similarity) @ v)
+        q = self.split_heads(self.q(tokens))  # (B, heads, N, d)
+        k, v = (self.split_heads(part) for part in self.kv(prototypes).chunk(2, dim=-1))  # (B, heads, M, d)
+        similarity = q @ F.normalize(k, dim=-1).transpose(-2, -1) / length(q).unsqueeze(-1)  # (B, heads, N, M)
+        weights = F.relu(self.learn_scale * similarity)
+        v = v @ self.split_rows(self.proj.weight.T)  # (B, heads, M, D), through the output projection
+        return torch.baddbmm(self.proj.bias, weights.transpose(1, 2).flatten(2), v.flatten(1, 2))

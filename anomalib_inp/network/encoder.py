@@ -5,7 +5,9 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from itertools import islice
 from typing import Any
 
 import torch
@@ -79,11 +81,11 @@ class FrozenEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> PatchFeatures:
         """Encode normalised images ``(B, 3, H, W)``, whose height and width are multiples of the patch size."""
-        grid = self.grid(images)
         layers = self.tap(images)
-        half = len(layers) // 2
-        groups = [sum(group[1:], group[0]) / half for group in (layers[:half], layers[half:])]
-        return PatchFeatures(groups, grid)
+        half = len(self.target_layers) // 2
+        # Added up as they come, so that no more than one layer is held.
+        groups = [reduce(torch.add, islice(layers, half)) / half for _ in range(2)]
+        return PatchFeatures(groups, self.grid(images))
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Patch rows and columns ``(h, w)`` of images ``(B, 3, H, W)``.
@@ -101,19 +103,18 @@ class FrozenEncoder(nn.Module):
             raise ValueError(msg)
         return height // patch, width // patch
 
-    def tap(self, images: Tensor) -> list[Tensor]:
+    def tap(self, images: Tensor) -> Iterator[Tensor]:
         """Patch tokens after each tapped block, each ``(B, N, D)``."""
         if not isinstance(self.backbone, VisionTransformer):  # rotary positions (timm's Eva) need no table of ours
-            return self.backbone.forward_intermediates(
+            yield from self.backbone.forward_intermediates(
                 images, indices=self.target_layers, norm=False, output_fmt="NLC", intermediates_only=True
             )
+            return
         tokens = self.prepare_tokens(images)
-        layers = []
         for index, block in enumerate(self.backbone.blocks):
             tokens = block(tokens)
             if index in self.target_layers:
-                layers.append(tokens[:, self.backbone.num_prefix_tokens :])
-        return layers
+                yield tokens[:, self.backbone.num_prefix_tokens :]
 
     def prepare_tokens(self, images: Tensor) -> Tensor:
         """Embed images ``(B, 3, H, W)``: class, register and patch tokens with their positions, ``(B, P + N, D)``."""

@@ -31,18 +31,16 @@ READINGS: dict[str, Callable[[Reconstruction], Tensor]] = {
 }
 
 
-def upsample(distances: Tensor, grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """Bring distances per patch ``(B, h * w)`` to the pixels of the input, ``(B, 1, H, W)``."""
-    patches = distances.unflatten(1, grid).unsqueeze(1)
-    return F.interpolate(patches, size=image_size, mode="bilinear", align_corners=True)
-
-
 class Smoothing(nn.Module):
-    """Resizes a map to the size of evaluation and blurs it (reference, ``evaluation_batch``).
+    """From distances per patch to the map of evaluation (reference, ``cal_anomaly_maps`` and ``evaluation_batch``).
+
+    The published way is bilinear to the size of the input, bilinear to the size of the map, then a Gaussian blur.
+    Resizing is linear and treats rows and columns apart, so that both resizings are one matrix for the rows and one for
+    the columns, and no image of the input's size is made.
 
     Args:
-        map_size: Height and width of the result in pixels; ``None`` keeps the input's.
-        kernel_size: Side of the Gaussian kernel in pixels.
+        map_size: Height and width of the map in pixels; ``None`` gives the size of the input.
+        kernel_size: Side of the Gaussian kernel in pixels; 1 does not blur.
         sigma: Standard deviation of the Gaussian in pixels.
     """
 
@@ -52,9 +50,26 @@ class Smoothing(nn.Module):
         kernel = get_gaussian_kernel2d((kernel_size, kernel_size), (sigma, sigma)).unsqueeze(0)
         self.register_buffer("kernel", kernel, persistent=False)
 
-    def forward(self, anomaly_map: Tensor) -> Tensor:
-        """Smooth maps ``(B, 1, H, W)``."""
-        if self.map_size is not None:
-            anomaly_map = F.interpolate(anomaly_map, size=self.map_size, mode="bilinear", align_corners=False)
+    def forward(self, distances: Tensor, grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+        """Smooth distances per patch into maps.
+
+        Args:
+            distances: Distances ``(B, h * w)``.
+            grid: Patch rows and columns ``(h, w)``.
+            image_size: Height and width of the input in pixels.
+
+        Returns:
+            Maps ``(B, 1, H, W)`` of the map's size.
+        """
+        axes = zip(grid, image_size, self.map_size or image_size, strict=True)
+        rows, columns = (resizing(*sizes, like=distances) for sizes in axes)
+        resized = (rows @ distances.unflatten(1, grid) @ columns.T).unsqueeze(1)  # (B, 1, H, W)
         # zero padding, as the reference's convolution has it: values fall off at the border
-        return F.conv2d(anomaly_map, self.kernel.to(anomaly_map.dtype), padding=self.kernel.shape[-1] // 2)
+        return F.conv2d(resized, self.kernel.to(resized.dtype), padding=self.kernel.shape[-1] // 2)
+
+
+def resizing(patches: int, pixels: int, map_pixels: int, like: Tensor) -> Tensor:
+    """Make the matrix ``(map_pixels, patches)`` that resizes one axis to the input's pixels and then to the map's."""
+    basis = torch.eye(patches, dtype=like.dtype, device=like.device).unsqueeze(1)
+    upsampled = F.interpolate(basis, size=pixels, mode="linear", align_corners=True)
+    return F.interpolate(upsampled, size=map_pixels, mode="linear", align_corners=False).squeeze(1).T

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anomalib_inp.network.inp_former import InpFormerNetwork
 from anomalib_inp.outputs import Reconstruction
-from anomalib_inp.scoring.anomaly_map import READINGS, Smoothing, upsample
+from anomalib_inp.scoring.anomaly_map import READINGS, Smoothing
 from anomalib_inp.scoring.image_score import image_score
 
 
@@ -47,5 +47,5 @@ class InpDetector(nn.Module):
         """Read maps and scores off a reconstruction."""
         grid, patch = reconstruction.features.grid, self.network.encoder.patch_size
         distances = READINGS[self.reading](reconstruction)
-        anomaly_map = self.smoothing(upsample(distances, grid, (grid[0] * patch, grid[1] * patch)))
+        anomaly_map = self.smoothing(distances, grid, (grid[0] * patch, grid[1] * patch))
         return InferenceBatch(pred_score=image_score(anomaly_map), anomaly_map=anomaly_map)

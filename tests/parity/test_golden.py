@@ -21,7 +21,7 @@ from anomalib_inp.losses.coherence import coherence_loss
 from anomalib_inp.losses.objective import InpFormerObjective
 from anomalib_inp.network.encoder import default_target_layers
 from anomalib_inp.network.inp_former import InpFormerNetwork
-from anomalib_inp.scoring.anomaly_map import READINGS, upsample
+from anomalib_inp.scoring.anomaly_map import READINGS, Smoothing
 from anomalib_inp.scoring.detector import InpDetector
 from anomalib_inp.training.recipe import Recipe
 
@@ -118,10 +118,11 @@ def read_image(network: InpFormerNetwork, image: Tensor) -> dict[str, Tensor]:
     ours["nearest_inp_index"] = similarity.argmax(dim=-1)
     ours["distance_to_nearest_inp"] = prototype_distance(features.fused, prototypes)
     ours["coherence_loss"] = coherence_loss(features.fused, prototypes)
+    at_input = Smoothing(None, kernel_size=1)
     for name, reading in READING.items():
         distances = READINGS[reading](reconstruction)
         prediction = InpDetector(network, reading, map_size=(256, 256))(image)
-        ours[f"{name}.map_at_input"] = upsample(distances, features.grid, tuple(image.shape[-2:]))
+        ours[f"{name}.map_at_input"] = at_input(distances, features.grid, tuple(image.shape[-2:]))
         ours[f"{name}.map_256_blurred"] = prediction.anomaly_map
         ours[f"{name}.image_score"] = prediction.pred_score
     return ours

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from anomalib_inp.outputs import PatchFeatures, Reconstruction
-from anomalib_inp.scoring.anomaly_map import READINGS, Smoothing, upsample
+from anomalib_inp.scoring.anomaly_map import READINGS, Smoothing
 
 RIGHT, UP, LEFT = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])
 
@@ -20,6 +21,16 @@ def tokens(*vectors: Tensor) -> Tensor:
 
 def reconstruction(encoded: list[Tensor], rebuilt: list[Tensor], prototypes: Tensor) -> Reconstruction:
     return Reconstruction(PatchFeatures(encoded, (1, encoded[0].shape[1])), prototypes, rebuilt)
+
+
+def smooth(smoothing: Smoothing, images: Tensor) -> Tensor:
+    """Smooth images ``(B, 1, H, W)`` as if each of their pixels were a patch of one pixel."""
+    size = tuple(images.shape[-2:])
+    return smoothing(images.flatten(1), size, size)
+
+
+def upsample(distances: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    return Smoothing(None, kernel_size=1)(distances, grid, size)
 
 
 def test_reconstruction_error_by_hand() -> None:
@@ -81,8 +92,18 @@ def test_kernel() -> None:
             assert (kernel[0, 0, y, x] / kernel[0, 0, 2, 2]).item() == pytest.approx(ratio, rel=1e-5)
 
 
+def test_a_single_pixel_becomes_the_kernel() -> None:
+    image = torch.zeros(1, 1, 11, 11)
+    image[0, 0, 4, 6] = 1
+    smoothing = Smoothing(None)
+    blurred = smooth(smoothing, image)
+    torch.testing.assert_close(blurred[..., 2:7, 4:9], smoothing.kernel)
+    assert blurred.sum().item() == pytest.approx(1, abs=1e-6)
+    assert (blurred > 0).sum() == 25
+
+
 def test_border_is_padded_with_zeros() -> None:
-    blurred = Smoothing(None)(torch.ones(1, 1, 9, 9))[0, 0]
+    blurred = smooth(Smoothing(None), torch.ones(1, 1, 9, 9))[0, 0]
     near, far = math.exp(-1 / 32), math.exp(-4 / 32)
     # share of a one-dimensional kernel that lies inside, at the border and one pixel from it
     edge = (1 + near + far) / (1 + 2 * near + 2 * far)
@@ -91,30 +112,29 @@ def test_border_is_padded_with_zeros() -> None:
     torch.testing.assert_close(blurred, profile.outer(profile))
 
 
-def test_a_single_pixel_becomes_the_kernel() -> None:
-    maps = torch.zeros(1, 1, 11, 11)
-    maps[0, 0, 4, 6] = 1
-    smoothing = Smoothing(None)
-    blurred = smoothing(maps)
-    torch.testing.assert_close(blurred[..., 2:7, 4:9], smoothing.kernel)
-    assert blurred.sum().item() == pytest.approx(1, abs=1e-6)
-    assert (blurred > 0).sum() == 25
-
-
 def test_resizes_without_aligning_corners() -> None:
-    resized = Smoothing((2, 4), kernel_size=1)(torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]))
+    resized = smooth(Smoothing((2, 4), kernel_size=1), torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]]))
     expected = torch.tensor([[0.0, 0.25, 0.75, 1.0], [2.0, 2.25, 2.75, 3.0]])
     torch.testing.assert_close(resized, expected.view(1, 1, 2, 4))
 
 
-def test_resizes_before_it_blurs() -> None:
-    maps = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
-    resized = Smoothing((20, 30), kernel_size=1)(maps)
-    torch.testing.assert_close(Smoothing((20, 30))(maps), Smoothing(None)(resized))
+@pytest.mark.parametrize("map_size", [(20, 30), (64, 64), None])
+@pytest.mark.parametrize("grid", [(3, 5), (1, 4)])
+def test_two_matrices_do_what_two_resizings_do(grid: tuple[int, int], map_size: tuple[int, int] | None) -> None:
+    """The published way: to the input's size, to the map's size, blurred by a convolution in two dimensions."""
+    distances = torch.rand(2, grid[0] * grid[1], generator=torch.Generator().manual_seed(0))
+    size = (14 * grid[0], 14 * grid[1])
+    image = F.interpolate(distances.view(2, 1, *grid), size=size, mode="bilinear", align_corners=True)
+    if map_size:
+        image = F.interpolate(image, size=map_size, mode="bilinear", align_corners=False)
+    square = (torch.arange(5.0) - 2) ** 2
+    kernel = (-(square.view(5, 1) + square) / 32).exp()
+    expected = F.conv2d(image, (kernel / kernel.sum()).view(1, 1, 5, 5), padding=2)
+    torch.testing.assert_close(Smoothing(map_size)(distances, grid, size), expected, atol=1e-6, rtol=0)
 
 
 def test_keeps_precision_and_has_no_weights() -> None:
     smoothing = Smoothing((8, 8))
-    assert smoothing(torch.rand(1, 1, 4, 4, dtype=torch.float64)).dtype == torch.float64
+    assert smooth(smoothing, torch.rand(1, 1, 4, 4, dtype=torch.float64)).dtype == torch.float64
     assert not smoothing.state_dict()
     assert not list(smoothing.parameters())
