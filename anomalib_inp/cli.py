@@ -74,11 +74,37 @@ def predict(
     predict_images(model, images, output, device, precision)
 
 
+def benchmark_export(
+    checkpoint: Path,
+    images: Path,
+    calibration: Path | None = None,
+    output: Path = Path("benchmark-export"),
+    runs: int = 30,
+    threads: int | None = None,
+) -> None:
+    """Export a checkpoint in every format and compare: size, latency, throughput, memory, accuracy, score difference.
+
+    OpenVINO formats are run on each of its devices, in float32 and in the device's own precision.
+
+    Args:
+        checkpoint: The checkpoint of a finished training.
+        images: Folder of test images, in the layout of MVTec AD for the accuracy.
+        calibration: Folder of normal images for INT8; by default train/good beside the test folder.
+        output: Folder for the exports and formats.csv.
+        runs: Images that are timed per format.
+        threads: CPU threads; by default the runtime's choice.
+    """
+    from anomalib_inp import export_benchmark
+
+    export_benchmark.benchmark_export(checkpoint, images, calibration, output, runs, threads)
+
+
 def main() -> None:
     """Run the command line."""
     from jsonargparse import auto_cli
 
     commands: dict[str, Any] = {
+        "benchmark-export": benchmark_export,
         "sample-data": sample_data,
         "convert": convert,
         "predict": predict,

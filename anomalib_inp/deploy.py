@@ -6,10 +6,11 @@
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from anomalib.data import InferenceBatch
 from lightning_utilities.core.imports import module_available
 from torch import nn
 
+from anomalib_inp.cache_folder import cache_folder
 from anomalib_inp.preprocessing import WHOLE_IMAGE, CropBox
 
 if TYPE_CHECKING:
+    import openvino
     from anomalib.models.components import AnomalibModule
 
 KEY = "anomalib_inp"
@@ -80,7 +83,7 @@ def graph_of(model: "AnomalibModule") -> nn.Module:
     return nn.Sequential(*(part for part in (model.pre_processor, model.model, model.post_processor) if part)).eval()
 
 
-def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = None, **kwargs: Any) -> Any:
+def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = None, **kwargs: Any) -> "openvino.Model":
     """Convert a model to OpenVINO, straight from PyTorch: OpenVINO's ONNX reader ignores antialiasing.
 
     Args:
@@ -111,6 +114,24 @@ def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = No
         output.get_tensor().set_names({name})
     converted.set_rt_info(json.dumps(Metadata.of(model)._asdict()), KEY)
     return converted
+
+
+def save_openvino(model: "openvino.Model", path: Path, half: bool = False) -> Path:
+    """Write an OpenVINO model as ``.xml`` and ``.bin``.
+
+    Args:
+        model: What :func:`to_openvino` makes.
+        path: The ``.xml``.
+        half: Store weights that are not in 8 bits in 16.
+
+    Returns:
+        The ``.xml``.
+    """
+    import openvino
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(model, path, compress_to_fp16=half)
+    return path
 
 
 def annotate_onnx(path: Path, metadata: Metadata) -> None:
@@ -196,34 +217,102 @@ class ExportedModel:
 
     Args:
         path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
-        device: OpenVINO device, such as ``CPU`` or ``GPU``.
+        device: OpenVINO device, such as ``CPU``, ``GPU`` or ``NPU``.
         precision: OpenVINO's inference precision. ``f32`` gives the scores of PyTorch; ``None`` leaves the choice to
             the device, which may be bfloat16.
+        performance: ``latency`` for the fastest answer to one image, ``throughput`` for the most images in a second;
+            the latter is for :meth:`stream`.
+        threads: CPU threads; ``None`` leaves the choice to the runtime.
+        streams: Images that OpenVINO works on side by side; ``None`` leaves the choice to ``performance``.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not an export of ours.
+        ValueError: Not an export of ours, or an unknown ``performance``.
     """
 
-    def __init__(self, path: str | Path, device: str = "CPU", precision: str | None = "f32") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "CPU",
+        precision: str | None = "f32",
+        performance: Literal["latency", "throughput"] = "latency",
+        threads: int | None = None,
+        streams: int | None = None,
+    ) -> None:
+        if performance not in {"latency", "throughput"}:
+            msg = f"performance must be latency or throughput, got {performance!r}."
+            raise ValueError(msg)
         path = Path(path)
         self.metadata = read_metadata(path)
         if path.suffix == ".onnx":
-            import onnxruntime
-
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-            names = [output.name for output in session.get_outputs()]
-            self._run = lambda images: dict(zip(names, session.run(names, {"input": images}), strict=True))
+            self._runtime: _Openvino | _OnnxRuntime = _OnnxRuntime(path, threads)
         else:
-            import openvino
-
-            config = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
-            compiled = openvino.compile_model(path, device, config)
-            self._run = lambda images: {output.any_name: value for output, value in compiled(images).items()}
+            settings = {
+                "INFERENCE_PRECISION_HINT": precision,
+                "PERFORMANCE_HINT": performance.upper(),
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": streams,
+            }
+            self._runtime = _Openvino(path, device, {name: value for name, value in settings.items() if value})
 
     def __call__(self, images: np.ndarray) -> InferenceBatch:
         """Detect anomalies in RGB images ``(B, 3, H, W)``, float32 in [0, 1]; the fields hold NumPy arrays."""
-        return InferenceBatch(**self._run(np.ascontiguousarray(images, dtype=np.float32)))
+        return next(self.stream([images]))
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[InferenceBatch]:
+        """Detect anomalies in many batches, working on several at a time; results come in the order of the batches."""
+        arrays = (np.ascontiguousarray(images, dtype=np.float32) for images in batches)
+        return (InferenceBatch(**outputs) for outputs in self._runtime.stream(arrays))
+
+
+class _OnnxRuntime:
+    """An ONNX model on the CPU."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Run batches one after the other."""
+        for images in batches:
+            yield dict(zip(self._names, self._session.run(self._names, {"input": images}), strict=True))
+
+
+class _Openvino:
+    """An OpenVINO model; what a device compiles is kept in the cache folder, so that the next start is fast."""
+
+    def __init__(self, path: Path, device: str, settings: dict[str, Any]) -> None:
+        import openvino
+
+        core = openvino.Core()
+        core.set_property({"CACHE_DIR": str(cache_folder("openvino"))})
+        # Read first: then the cache goes by what is in the file, which moving a threshold changes, not by its name.
+        self._model = core.compile_model(core.read_model(path), device, settings)
+        count = self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._requests = [self._model.create_infer_request() for _ in range(count)]
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Run batches, as many side by side as the device likes."""
+        free, running = list(self._requests), deque[Any]()
+        for images in batches:
+            if not free:
+                free.append(running.popleft())
+                yield self._outputs(free[-1])
+            request = free.pop()
+            request.start_async({"input": images})
+            running.append(request)
+        for request in running:
+            yield self._outputs(request)
+
+    @staticmethod
+    def _outputs(request: Any) -> dict[str, np.ndarray]:
+        request.wait()
+        # copied, because the request will write its next results over these
+        return {output.any_name: request.get_tensor(output).data.copy() for output in request.model_outputs}
 
 
 def _move_in_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> None:

@@ -30,6 +30,10 @@ class PatchFeatures(NamedTuple):
         shallow, deep = self.groups
         return (shallow + deep) / 2
 
+    def full_precision(self) -> "PatchFeatures":
+        """Cast what is in 16 bits to float32."""
+        return self._replace(groups=[_full(group) for group in self.groups])
+
 
 class Reconstruction(NamedTuple):
     """All that the network knows of a batch; losses and anomaly maps are readings of it.
@@ -46,9 +50,8 @@ class Reconstruction(NamedTuple):
 
     def full_precision(self) -> "Reconstruction":
         """Cast what mixed precision left in 16 bits to float32: distances of nearly equal vectors need it."""
-        groups = [_full(group) for group in self.features.groups]
-        features = PatchFeatures(groups, self.features.grid)
-        return Reconstruction(features, _full(self.prototypes), [_full(group) for group in self.groups])
+        groups = [_full(group) for group in self.groups]
+        return Reconstruction(self.features.full_precision(), _full(self.prototypes), groups)
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from rich.progress import track
 from anomalib_inp.data.checks import header_fault, some_of
 from anomalib_inp.deploy import ExportedModel
 from anomalib_inp.evaluation.metrics import metrics_table, seven_metrics
+from anomalib_inp.preprocessing import CropBox
 from anomalib_inp.visualization import draw_result, gallery
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -30,6 +31,28 @@ class Item(NamedTuple):
     path: Path
     anomalous: bool | None
     mask: Path | None
+
+
+class Prediction(NamedTuple):
+    """What an exported model says of an image.
+
+    Attributes:
+        item: The image.
+        score: Image score as the model gives it, normalised or raw.
+        label: Whether the score is above the threshold; ``None`` without one.
+        mask: Pixels above the threshold ``(h, w)``; ``None`` without one.
+        raw_score: Image score before normalisation.
+        raw_map: Anomaly map before normalisation ``(h, w)``.
+        shown_map: Anomaly map as pictures show it: normalised where there is a threshold.
+    """
+
+    item: Item
+    score: float
+    label: bool | None
+    mask: np.ndarray | None
+    raw_score: float
+    raw_map: np.ndarray
+    shown_map: np.ndarray
 
 
 def find_images(images: Path) -> list[Item]:
@@ -76,58 +99,84 @@ def predict_images(model: Path, images: Path, output: Path, device: str = "CPU",
     pictures = _name_pictures(items, root, output, sheet)
     exported = ExportedModel(model, device, precision)
     output.mkdir(parents=True, exist_ok=True)
-    scores, labels, maps, masks = [], [], [], []
+    predictions = []
     with (output / "scores.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("image", "score", "raw_score", "anomalous"))
         for item, picture in track(list(zip(items, pictures, strict=True)), "Predicting"):
-            try:
-                image = read_image(item.path, as_tensor=True).numpy()
-            except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
-                msg = f"{item.path} is no readable image: {error}"
-                raise ValueError(msg) from error
-            result = exported(image[None])
-            metadata = exported.metadata
-            decides = not math.isnan(metadata.image_threshold)
-            score = float(result.pred_score[0])
-            label = bool(result.pred_label[0]) if decides else None
-            raw_score, raw_map = result.pred_score[0], result.anomaly_map[0, 0]
-            if metadata.normalized:
-                raw_score, raw_map = metadata.to_raw(raw_score), metadata.to_raw(raw_map, "pixel")
-            verdict = "" if label is None else int(label)
-            table.writerow((item.path.relative_to(root), f"{score:.6f}", f"{float(raw_score):.6f}", verdict))
-            truth = _read_mask(item)
-            normalize = decides and not metadata.normalized
-            shown = metadata.to_normalized(raw_map, "pixel") if normalize else result.anomaly_map[0, 0]
+            prediction = predict(exported, item)
+            verdict = "" if prediction.label is None else int(prediction.label)
+            name = item.path.relative_to(root)
+            table.writerow((name, f"{prediction.score:.6f}", f"{prediction.raw_score:.6f}", verdict))
             strip = draw_result(
                 Image.open(item.path).convert("RGB"),
-                shown,
-                pred_mask=result.pred_mask[0, 0] if decides else None,
-                gt_mask=truth,
-                crop_box=metadata.crop_box,
-                score=score,
-                anomalous=label,
+                prediction.shown_map,
+                pred_mask=prediction.mask,
+                gt_mask=read_truth(item),
+                crop_box=exported.metadata.crop_box,
+                score=prediction.score,
+                anomalous=prediction.label,
             )
             picture.parent.mkdir(parents=True, exist_ok=True)
             strip.save(picture)
-            if item.anomalous is not None:
-                scores.append(float(raw_score))
-                labels.append(item.anomalous)
-                maps.append(raw_map)
-                masks.append(None if truth is None else _to_map(truth, raw_map.shape, metadata.crop_box))
+            predictions.append(prediction)
     console = Console()
     gallery([Image.open(picture) for picture in _choose(pictures, items)]).save(sheet)
-    if labels:
-        known = [mask for mask in masks if mask is not None]
-        pixels = (np.stack(maps), np.stack(known)) if len(known) == len(maps) else ()
-        values = seven_metrics(np.array(scores), np.array(labels), *pixels)
-        if not pixels:
-            console.print(f"No pixel metrics: {len(maps) - len(known)} anomalous images have no mask.")
+    if values := measure(predictions, exported.metadata.crop_box):
+        unknown = sum(prediction.item.anomalous is True and prediction.item.mask is None for prediction in predictions)
+        if unknown:
+            console.print(f"No pixel metrics: {unknown} anomalous images have no mask.")
         console.print(metrics_table({root.resolve().parent.name: values}))
     console.print(f"Scores:   {output / 'scores.csv'}\nPictures: {output}\nGallery:  {sheet}")
 
 
-def _read_mask(item: Item) -> np.ndarray | None:
+def predict(exported: ExportedModel, item: Item) -> Prediction:
+    """Predict one image.
+
+    Raises:
+        ValueError: The file is no readable image.
+    """
+    result, metadata = exported(read(item)), exported.metadata
+    score, shown_map = float(result.pred_score[0]), result.anomaly_map[0, 0]
+    raw_score, raw_map = score, shown_map
+    decides = not math.isnan(metadata.image_threshold)
+    if metadata.normalized:
+        raw_score, raw_map = float(metadata.to_raw(score)), metadata.to_raw(shown_map, "pixel")
+    elif decides:
+        shown_map = metadata.to_normalized(raw_map, "pixel")
+    label = bool(result.pred_label[0]) if decides else None
+    mask = result.pred_mask[0, 0] if decides else None
+    return Prediction(item, score, label, mask, raw_score, raw_map, shown_map)
+
+
+def read(item: Item) -> np.ndarray:
+    """Read an image as a batch of one, ``(1, 3, H, W)``, float32 in [0, 1].
+
+    Raises:
+        ValueError: The file is no readable image.
+    """
+    try:
+        return read_image(item.path, as_tensor=True).numpy()[None]
+    except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
+        msg = f"{item.path} is no readable image: {error}"
+        raise ValueError(msg) from error
+
+
+def measure(predictions: list[Prediction], crop_box: CropBox) -> dict[str, float]:
+    """Compute the seven metrics of predictions whose labels are known; without masks, those of images only."""
+    known = [prediction for prediction in predictions if prediction.item.anomalous is not None]
+    if not known:
+        return {}
+    scores, labels = zip(*((prediction.raw_score, prediction.item.anomalous) for prediction in known), strict=True)
+    maps = np.stack([prediction.raw_map for prediction in known])
+    truths = [read_truth(prediction.item) for prediction in known]
+    masks = [_to_map(truth, maps.shape[1:], crop_box) for truth in truths if truth is not None]
+    pixels = (maps, np.stack(masks)) if len(masks) == len(known) else ()
+    return seven_metrics(np.array(scores), np.array(labels), *pixels)
+
+
+def read_truth(item: Item) -> np.ndarray | None:
+    """Read the mask of an image, bool ``(H, W)``; ``None`` where it is not known."""
     if item.mask is not None:
         return np.array(Image.open(item.mask).convert("L")) > 0
     if item.anomalous is False:
@@ -136,7 +185,7 @@ def _read_mask(item: Item) -> np.ndarray | None:
     return None
 
 
-def _to_map(mask: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+def _to_map(mask: np.ndarray, size: tuple[int, int], box: CropBox) -> np.ndarray:
     """Bring the inspected part of a mask to the size of the map by nearest neighbour."""
     height, width = mask.shape
     left, top, right, bottom = box

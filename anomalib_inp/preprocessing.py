@@ -7,9 +7,13 @@ import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from anomalib.data import ImageBatch
 from anomalib.data.transforms import ExportableCenterCrop
 from anomalib.pre_processing import PreProcessor
+from lightning import LightningModule, Trainer
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Transform
+
+from anomalib_inp.outputs import PatchFeatures
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,6 +79,13 @@ class InpPreProcessor(PreProcessor):
         # torchvision's center_crop rounds the offset the same way
         top, left = round((height - crop_height) / 2.0), round((width - crop_width) / 2.0)
         return CropBox(left / width, top / height, (left + crop_width) / width, (top + crop_height) / height)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch | PatchFeatures, batch_idx: int
+    ) -> None:
+        """Transform the images of a batch; cached features were transformed before they were encoded."""
+        if not isinstance(batch, PatchFeatures):
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore the transform that a checkpoint was trained with."""

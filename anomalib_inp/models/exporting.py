@@ -12,7 +12,8 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric
 
-from anomalib_inp import deploy
+from anomalib_inp import deploy, quantization
+from anomalib_inp.evaluation.metrics import AUROC
 
 
 class InpExport(ExportMixin):
@@ -51,19 +52,28 @@ class InpExport(ExportMixin):
         ov_kwargs: dict[str, Any] | None = None,
         **_: Any,
     ) -> Path:
-        """Export to OpenVINO from the PyTorch module; arguments as in anomalib, those of ONNX have no use here."""
+        """Export to OpenVINO from the PyTorch module; arguments as in anomalib, those of ONNX have no use here.
+
+        ``INT8_PTQ`` calibrates with the training images of ``datamodule``; ``INT8_ACQ`` also watches ``metric``, by
+        default the image AUROC of its validation images.
+
+        Raises:
+            ValueError: INT8 without a data module, or a watch on images of one class.
+        """
         compression_type = None if compression_type is None else CompressionType(compression_type)
         self._warn_without_thresholds()
         model = deploy.to_openvino(self, input_size, **(ov_kwargs or {}))
-        if compression_type not in {None, CompressionType.FP16}:
-            model = self._compress_ov_model(model, compression_type, datamodule, metric, None, max_drop)
-        import openvino
-
+        if compression_type == CompressionType.INT8_PTQ:
+            model = quantization.quantize(model, quantization.calibration_images(datamodule))
+        elif compression_type == CompressionType.INT8_ACQ:
+            images = quantization.calibration_images(datamodule)
+            items = quantization.validation_items(datamodule)
+            metric = metric or AUROC(fields=["raw_score", "gt_label"], prefix="image_")
+            model = quantization.quantize_with_accuracy(model, images, items, metric, max_drop)
+        elif compression_type == CompressionType.INT8:
+            model = self._compress_ov_model(model, compression_type)
         folder = Path(export_root) / "weights" / ExportType.OPENVINO.value
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{model_file_name}.xml"
-        openvino.save_model(model, path, compress_to_fp16=compression_type == CompressionType.FP16)
-        return path
+        return deploy.save_openvino(model, folder / f"{model_file_name}.xml", half=compression_type is not None)
 
     def _warn_without_thresholds(self) -> None:
         if self.post_processor is not None and self.post_processor.image_threshold.isnan():

@@ -3,9 +3,12 @@
 
 """INP-Former as an anomalib model."""
 
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
@@ -23,13 +26,15 @@ from anomalib_inp.data.checks import DataCheck, check_masks
 from anomalib_inp.evaluation.metrics import paper_evaluator
 from anomalib_inp.losses.objective import InpFormerObjective
 from anomalib_inp.models.exporting import InpExport
-from anomalib_inp.models.steps import evaluation_step, full_precision
+from anomalib_inp.models.steps import evaluation_step, full_precision, reconstruct
 from anomalib_inp.network.inp_former import InpFormerNetwork
 from anomalib_inp.network.weights import build_encoder, read_weights
+from anomalib_inp.outputs import PatchFeatures, Reconstruction
 from anomalib_inp.post_processing import InpPostProcessor
 from anomalib_inp.preprocessing import InpPreProcessor, as_pair, resolve_sizes
 from anomalib_inp.scoring.detector import InpDetector
 from anomalib_inp.training.callbacks import training_callbacks
+from anomalib_inp.training.feature_cache import CacheDtype, FeatureCache
 from anomalib_inp.training.recipe import Recipe
 from anomalib_inp.visualization import InpVisualizer
 
@@ -62,6 +67,11 @@ class InpFormer(InpExport, AnomalibModule):
         gradient_clip: Norm that gradients are clipped at; ``--trainer.gradient_clip_val`` takes precedence.
         coherence_weight: Weight of the INP coherence loss.
         mining_power: Exponent of the soft mining weights.
+        feature_cache: Encode the training images once instead of once an epoch, and keep the features in ``memory`` or
+            on ``disk``, where later trainings on the same images find them.
+        feature_cache_dtype: Precision of the cached features, ``float32`` or ``bfloat16`` (half the size).
+        feature_cache_dir: Folder of the caches on disk; by default the user's cache folder.
+        compile: Train with ``torch.compile``; needs a C++ compiler, and the first step takes a minute.
         pre_processor: Pre-processor, or whether to use one; by default ``InpPreProcessor`` with the sizes above.
         post_processor: Post-processor, or whether to use one; by default ``InpPostProcessor``.
         evaluator: Evaluator, or whether to use one; by default the paper's seven metrics.
@@ -96,6 +106,10 @@ class InpFormer(InpExport, AnomalibModule):
         gradient_clip: float = 0.1,
         coherence_weight: float = 0.2,
         mining_power: float = 3.0,
+        feature_cache: Literal["off", "memory", "disk", False] = "off",  # YAML takes a bare off for false
+        feature_cache_dtype: CacheDtype = "float32",
+        feature_cache_dir: str | None = None,
+        compile: bool = False,  # noqa: A002
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -109,6 +123,9 @@ class InpFormer(InpExport, AnomalibModule):
             raise ValueError(msg)
         objective = InpFormerObjective(coherence_weight, mining_power)
         recipe = Recipe(learning_rate, final_learning_rate, warmup_steps, weight_decay)
+        cache = None
+        if feature_cache not in {"off", False}:
+            cache = FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir)
         map_size = None if map_size is None else as_pair(map_size, "map_size")
         frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs)
         if pre_processor is True:
@@ -120,16 +137,24 @@ class InpFormer(InpExport, AnomalibModule):
         self.objective = objective
         self.recipe = recipe
         self.gradient_clip = gradient_clip
+        self.feature_cache = cache
+        self.compile_training = compile
 
-    def training_step(self, batch: ImageBatch, *_: Any) -> Tensor:
+    def training_step(self, batch: ImageBatch | PatchFeatures, *_: Any) -> Tensor:
         """Reconstruct a batch of normal images; logs each term of the loss by its name."""
-        reconstruction = self.model.network(batch.image)
-        with full_precision(batch.image):
+        source = batch if isinstance(batch, PatchFeatures) else batch.image
+        reconstruction = self._reconstruct(self.model.network, source)
+        with full_precision(reconstruction.prototypes):
             terms = self.objective(reconstruction.full_precision())
         for name, term in terms.items():
             shown = {"on_step": True, "prog_bar": True} if name == "loss" else {"on_step": False}
-            self.log(f"train_{name}", term.detach(), on_epoch=True, batch_size=batch.batch_size, **shown)
+            self.log(f"train_{name}", term.detach(), on_epoch=True, batch_size=len(reconstruction.prototypes), **shown)
         return terms["loss"]
+
+    @cached_property
+    def _reconstruct(self) -> Callable[[InpFormerNetwork, Tensor | PatchFeatures], Reconstruction]:
+        # made when training starts, because what torch.compile returns cannot be sent to other processes
+        return torch.compile(reconstruct) if self.compile_training else reconstruct
 
     def validation_step(self, batch: ImageBatch, *_: Any) -> ImageBatch:
         """Score a batch; the post-processor learns its thresholds from it."""
@@ -161,7 +186,8 @@ class InpFormer(InpExport, AnomalibModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
-        return [*super().configure_callbacks(), DataCheck(), *training_callbacks()]
+        cache = [] if self.feature_cache is None else [self.feature_cache]
+        return [*super().configure_callbacks(), DataCheck(), *cache, *training_callbacks()]
 
     def prepare_data(self) -> None:
         """Look at the folder of the data before anomalib reads it."""

@@ -8,13 +8,21 @@ from anomalib.data import ImageBatch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_inp.outputs import Reconstruction
+from anomalib_inp.network.inp_former import InpFormerNetwork
+from anomalib_inp.outputs import PatchFeatures, Reconstruction
 from anomalib_inp.scoring.detector import InpDetector
 
 
 def full_precision(images: Tensor) -> torch.autocast:
     """Leave mixed precision for losses, maps and scores."""
     return torch.autocast(images.device.type, enabled=False)
+
+
+def reconstruct(network: InpFormerNetwork, source: Tensor | PatchFeatures) -> Reconstruction:
+    """Reconstruct normalised images ``(B, 3, H, W)``, or the features that a cache holds of them."""
+    if isinstance(source, PatchFeatures):
+        return network.reconstruct(source.full_precision())
+    return network(source)
 
 
 def evaluation_step(detector: InpDetector, batch: ImageBatch) -> ImageBatch:

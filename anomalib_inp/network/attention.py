@@ -3,8 +3,8 @@
 
 """The two attentions of INP-Former: prototypes gather from tokens, tokens are rebuilt from prototypes.
 
-In both, one side is a handful of prototypes and the other a thousand tokens. Projections are linear, so wherever one may
-be applied on either side of the attention weights, it is applied to the few: the same numbers for a tenth of the work.
+In both, one side is a handful of prototypes and the other a thousand tokens. Projections are linear, so wherever one
+may be applied on either side of the attention weights, it is applied to the few: the same numbers for less work.
 """
 
 import torch

@@ -1,0 +1,266 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Feature cache: what the frozen encoder says of the training images, computed once instead of once an epoch.
+
+Training needs nothing of an image but the means of two groups of layers, and neither the encoder nor the transform
+changes. On disk the cache is a memory-mapped file: the disk limits its size, and several processes share it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from anomalib.data import AnomalibDataset
+from anomalib.pre_processing.utils.spec import transform_to_spec
+from filelock import FileLock, Timeout
+from lightning import LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from pandas import DataFrame
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import anomalib_inp
+from anomalib_inp.cache_folder import cache_folder
+from anomalib_inp.data.checks import DataError
+from anomalib_inp.outputs import PatchFeatures
+from anomalib_inp.preprocessing import InpPreProcessor
+from anomalib_inp.training.feature_file import DTYPES, is_complete, map_features, num_bytes, write_features
+
+Store = Literal["memory", "disk"]
+CacheDtype = Literal["float32", "bfloat16"]
+STORES = ("memory", "disk")
+WITHOUT = "Train without a cache: --model.feature_cache off."
+
+
+class CachedFeatures(Dataset):
+    """Patch features of a set of images, read a batch at a time.
+
+    Args:
+        images: The images that the features are of.
+        source: The features ``(len(images), 2, N, D)``, or the file that holds them.
+        grid: Patch rows and columns ``(h, w)``.
+    """
+
+    def __init__(self, images: AnomalibDataset, source: Tensor | Path, grid: tuple[int, int]) -> None:
+        self.images = images
+        self.source = source
+        self.grid = grid
+        self._mapped: Tensor | None = None
+
+    @property
+    def samples(self) -> DataFrame:
+        """The table of the images."""
+        return self.images.samples
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> PatchFeatures:
+        """Read the features of one image, as a batch of one."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> PatchFeatures:
+        """Read the features of a batch; this is what ``DataLoader`` asks for."""
+        if self._mapped is None:
+            self._mapped = self.source if isinstance(self.source, Tensor) else map_features(self.source)
+        return PatchFeatures([self._mapped[indices, group] for group in range(self._mapped.shape[1])], self.grid)
+
+    @staticmethod
+    def collate_fn(batch: PatchFeatures) -> PatchFeatures:
+        """Leave a batch as it is."""
+        return batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the mapping behind: a worker process makes its own, of the same memory."""
+        return {**self.__dict__, "_mapped": None}
+
+
+class FeatureCache(Callback):
+    """Encodes the training images before the first step and puts their features in their place.
+
+    Args:
+        store: ``memory`` keeps the features in this process (in each of several); ``disk`` in a file that other
+            trainings on the same images find again.
+        dtype: Precision of the features; ``bfloat16`` halves their size.
+        folder: Where files go; ``None`` for the user's cache folder.
+
+    Raises:
+        ValueError: Unknown store or precision.
+    """
+
+    def __init__(self, store: Store, dtype: CacheDtype = "float32", folder: str | Path | None = None) -> None:
+        for name, value, known in (("feature_cache", store, STORES), ("feature_cache_dtype", dtype, DTYPES)):
+            if value not in known:
+                msg = f"{name} must be one of {', '.join(known)}, got {value!r}."
+                raise ValueError(msg)
+        self.store = store
+        self.dtype = dtype
+        self.folder = cache_folder("features") if folder is None else Path(folder)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Fill the cache, or find it filled.
+
+        Raises:
+            DataError: The training images cannot be cached, or the cache is larger than the memory or the disk.
+        """
+        if stage != "fit":
+            return
+        pre_processor, images = cacheable(trainer, pl_module)
+        encoder = pl_module.model.network.encoder
+        rows, columns = (side // encoder.patch_size for side in pre_processor.crop_size)
+        shape = (len(images), 2, rows * columns, encoder.embed_dim)
+        features = encode(trainer, pl_module, images)
+        with isolate_rng():  # the training draws the same numbers, cached or not
+            if self.store == "memory":
+                source: Tensor | Path = self._keep(shape, features)
+            else:
+                transforms = [transform_to_spec(step) for step in (images.augmentations, pre_processor.transform)]
+                description = {
+                    "anomalib_inp": anomalib_inp.__version__,
+                    "torch": torch.__version__,
+                    "encoder": encoder.digest,
+                    "target_layers": json.dumps(encoder.target_layers),
+                    "transforms": json.dumps(transforms),
+                    "precision": trainer.precision,
+                    "dtype": self.dtype,
+                    "images": digest_of(images.samples),
+                }
+                source = self._write(shape, features, description)
+        trainer.datamodule.train_data = CachedFeatures(images, source, (rows, columns))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the images back."""
+        del pl_module
+        if stage == "fit":
+            trainer.datamodule.train_data = _images(trainer.datamodule.train_data)
+
+    def _keep(self, shape: tuple[int, ...], features: Iterator[Tensor]) -> Tensor:
+        size, memory = num_bytes(shape, self.dtype), _memory()
+        if size > memory:
+            msg = (
+                f"The features of {shape[0]} images take {_readable(size)} in {self.dtype}, more than the memory of "
+                f"this machine, {_readable(memory)}. Keep them on disk: --model.feature_cache disk."
+            )
+            raise DataError(msg)
+        rank_zero_info(f"Feature cache: {shape[0]} images, {_readable(size)} of memory.")
+        kept = torch.empty(shape, dtype=getattr(torch, self.dtype))
+        first = 0
+        for batch in features:
+            kept[first : first + len(batch)] = batch
+            first += len(batch)
+        return kept
+
+    def _write(self, shape: tuple[int, ...], features: Iterator[Tensor], description: dict[str, str]) -> Path:
+        key = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=12).hexdigest()
+        path = self.folder / f"{key}.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(path):
+            if is_complete(path, description):
+                rank_zero_info(f"Feature cache: {path} holds the features of these {shape[0]} images.")
+                return path
+            size, free = num_bytes(shape, self.dtype), shutil.disk_usage(self.folder).free
+            if size > free:
+                msg = (
+                    f"The features of {shape[0]} images take {_readable(size)} in {self.dtype}, but {self.folder} has "
+                    f"{_readable(free)} left. Choose another folder (--model.feature_cache_dir), half the size "
+                    f"(--model.feature_cache_dtype bfloat16) or no cache (--model.feature_cache off)."
+                )
+                raise DataError(msg)
+            rank_zero_info(f"Feature cache: {shape[0]} images, {_readable(size)} on disk, in {path}.")
+            write_features(path, features, shape, self.dtype, description)
+        return path
+
+
+def cacheable(trainer: Trainer, pl_module: LightningModule) -> tuple[InpPreProcessor, AnomalibDataset]:
+    """Find what turns images into input, and the training images, if their features are the same in every epoch.
+
+    Raises:
+        DataError: They may not be, or the images are not those of a data module.
+    """
+    data, pre_processor = trainer.datamodule, pl_module.pre_processor
+    if not hasattr(data, "train_data") or getattr(data, "external_collate_fn", None) is not None:
+        msg = (
+            f"The feature cache needs a data module with train_data and no collate function of its own, got "
+            f"{type(data).__name__}. {WITHOUT}"
+        )
+        raise DataError(msg)
+    if not isinstance(pre_processor, InpPreProcessor):
+        msg = f"The feature cache needs an InpPreProcessor, got {type(pre_processor).__name__}. {WITHOUT}"
+        raise DataError(msg)
+    images = _images(data.train_data)
+    try:
+        transform_to_spec(images.augmentations)
+    except ValueError as error:
+        msg = (
+            f"The training images are augmented by {images.augmentations}, which may give other images in every epoch; "
+            f"cached features would freeze the first. Leave out --data.train_augmentations. {WITHOUT}"
+        )
+        raise DataError(msg) from error
+    return pre_processor, images
+
+
+def encode(trainer: Trainer, pl_module: LightningModule, images: AnomalibDataset) -> Iterator[Tensor]:
+    """Encode images as training would, batch by batch: features ``(B, 2, N, D)``, on the CPU."""
+    data, device = trainer.datamodule, trainer.strategy.root_device
+    encoder, transform = pl_module.model.network.encoder.to(device), pl_module.pre_processor.transform
+    batches = DataLoader(
+        images, batch_size=data.train_batch_size, num_workers=data.num_workers, collate_fn=images.collate_fn
+    )
+    for batch in track(batches, "Encoding the training images"):
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            groups = encoder(transform(batch.image.to(device))).groups
+        yield torch.stack(groups, dim=1).cpu()
+
+
+def digest_of(samples: DataFrame) -> str:
+    """Fingerprint of a table of images and of the state of each file.
+
+    Size, time of change and, where the system keeps it, time of the last change of anything: whoever replaces an image
+    changes one of them, without a byte of it being read.
+    """
+    digest = hashlib.blake2b(samples.to_json().encode(), digest_size=16)
+    for path in samples.image_path:
+        state = os.stat(path)  # noqa: PTH116 - twice as fast, for a hundred thousand files
+        digest.update(f"{state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one process at a time look for a file and write it; the others wait, and find it."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        rank_zero_info(f"Another process fills the feature cache {path}: waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _images(dataset: AnomalibDataset | CachedFeatures) -> AnomalibDataset:
+    return dataset.images if isinstance(dataset, CachedFeatures) else dataset
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine; without limit where the system does not say."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return 2**63
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
