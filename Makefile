@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all check format bench-accuracy bench-speed clean
+.PHONY: help venv demo test test-all check format bench-accuracy bench-int8 bench-scale bench-speed clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,16 +29,22 @@ format: .venv/.stamp-dev ## Fix what ruff can fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ifneq ($(filter bench-accuracy,$(MAKECMDGOALS)),)
+ifneq ($(filter bench-accuracy bench-int8,$(MAKECMDGOALS)),)
 ifeq ($(strip $(DATA)),)
-$(error bench-accuracy needs the folder of a data set: make bench-accuracy DATA=DIR)
+$(error this benchmark needs the folder of a data set: make $(MAKECMDGOALS) DATA=DIR)
 endif
 endif
 
 bench-accuracy: .venv/.stamp-demo ## Measure accuracy on the data set in DATA=DIR and write docs/benchmarks.md
 	$(BIN)/python tests/bench/accuracy.py --data "$(DATA)" --out docs/benchmarks.md
 
-bench-speed: .venv/.stamp-demo ## Measure speed
+bench-int8: .venv/.stamp-demo ## Measure what INT8 costs in accuracy on the data set in DATA=DIR
+	$(BIN)/python tests/bench/int8.py --data "$(DATA)"
+
+bench-scale: .venv/.stamp-demo ## Measure training from 1,000 to 100,000 cached images
+	$(BIN)/python tests/bench/scale.py
+
+bench-speed: .venv/.stamp-demo ## Measure speed and memory beside anomalib and write docs/performance.md
 	$(BIN)/python tests/bench/speed.py
 
 clean: ## Remove caches and build products; .venv and results stay

@@ -67,17 +67,8 @@ def quantize_with_accuracy(
 
     Raises:
         ModuleNotFoundError: NNCF is not installed.
-        ValueError: The validation images are all normal or all anomalous.
     """
     nncf = _nncf()
-    labels = {bool(item.gt_label) for item in validation}
-    if labels != {False, True}:
-        found = "none" if not labels else "anomalous ones" if labels == {True} else "normal ones"
-        msg = (
-            f"Watching the accuracy takes normal and anomalous validation images, got {found} only. Choose some with "
-            "--data.val_split_mode from_test, or quantise without the watch: --compression_type INT8_PTQ."
-        )
-        raise ValueError(msg)
 
     def measure(compiled: Any, items: Iterable[ImageItem]) -> tuple[float, None]:
         metric.reset()
@@ -100,8 +91,10 @@ def calibration_images(datamodule: AnomalibDataModule | None) -> list[np.ndarray
     """Read up to 300 of a data module's training images, spread evenly; training images are normal.
 
     Raises:
+        ModuleNotFoundError: NNCF, which they are for, is not installed.
         ValueError: There is no data module.
     """
+    _nncf()
     if datamodule is None:
         msg = (
             "INT8 takes normal images to find the range of every layer with: give the training's data, "
@@ -117,9 +110,22 @@ def calibration_images(datamodule: AnomalibDataModule | None) -> list[np.ndarray
 
 
 def validation_items(datamodule: AnomalibDataModule) -> list[ImageItem]:
-    """Read the validation images of a data module that has been set up."""
-    items = getattr(datamodule, "val_data", [])
-    return [items[index] for index in range(len(items))]
+    """Read the validation images of a data module that has been set up.
+
+    Raises:
+        ValueError: They are all normal or all anomalous.
+    """
+    images = getattr(datamodule, "val_data", [])
+    validation = [images[index] for index in range(len(images))]
+    labels = {bool(item.gt_label) for item in validation}
+    if labels != {False, True}:
+        found = "none" if not labels else "anomalous ones" if labels == {True} else "normal ones"
+        msg = (
+            f"Watching the accuracy takes normal and anomalous validation images, got {found} only. Choose some with "
+            "--data.val_split_mode from_test, or quantise without the watch: --compression_type INT8_PTQ."
+        )
+        raise ValueError(msg)
+    return validation
 
 
 def _predicted(compiled: Any, item: ImageItem) -> ImageBatch:

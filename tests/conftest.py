@@ -5,7 +5,8 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,30 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("caches")))
         yield
+
+
+class _InThisProcess:
+    """Stands in for a pool of processes."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+@pytest.fixture
+def _measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare export formats in this process: each of their own would import PyTorch and anomalib anew."""
+    monkeypatch.setattr("anomalib_inp.export_benchmark.ProcessPoolExecutor", _InThisProcess)
 
 
 @pytest.fixture(scope="session")

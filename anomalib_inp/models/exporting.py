@@ -58,16 +58,19 @@ class InpExport(ExportMixin):
         default the image AUROC of its validation images.
 
         Raises:
+            ModuleNotFoundError: A package for the export is not installed.
             ValueError: INT8 without a data module, or a watch on images of one class.
         """
         compression_type = None if compression_type is None else CompressionType(compression_type)
+        calibrated = compression_type in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
+        # First what may be missing, then what takes time.
+        images = quantization.calibration_images(datamodule) if calibrated else []
+        items = quantization.validation_items(datamodule) if compression_type == CompressionType.INT8_ACQ else []
         self._warn_without_thresholds()
         model = deploy.to_openvino(self, input_size, **(ov_kwargs or {}))
         if compression_type == CompressionType.INT8_PTQ:
-            model = quantization.quantize(model, quantization.calibration_images(datamodule))
+            model = quantization.quantize(model, images)
         elif compression_type == CompressionType.INT8_ACQ:
-            images = quantization.calibration_images(datamodule)
-            items = quantization.validation_items(datamodule)
             metric = metric or AUROC(fields=["raw_score", "gt_label"], prefix="image_")
             model = quantization.quantize_with_accuracy(model, images, items, metric, max_drop)
         elif compression_type == CompressionType.INT8:

@@ -124,7 +124,7 @@ class InpFormer(InpExport, AnomalibModule):
         objective = InpFormerObjective(coherence_weight, mining_power)
         recipe = Recipe(learning_rate, final_learning_rate, warmup_steps, weight_decay)
         cache = None
-        if feature_cache not in {"off", False}:
+        if feature_cache and feature_cache != "off":
             cache = FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir)
         map_size = None if map_size is None else as_pair(map_size, "map_size")
         frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs)

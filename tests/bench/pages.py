@@ -1,0 +1,61 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the benchmarks share: results that are kept from run to run, and pages with tables between two marks."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anomalib
+import torch
+
+import anomalib_inp
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+class Results:
+    """Results by name in a JSON file; one that is there is not measured again.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, key: str, measure: Callable[[], Any]) -> Any:
+        """Return what was measured before, or measure and keep it."""
+        if key not in self.values:
+            print(key, flush=True)
+            self.values[key] = measure()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.values, indent=1))
+        return self.values[key]
+
+
+def replace(page: Path, name: str, text: str) -> None:
+    """Put a text into a page, between the marks of this name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def table(header: list[str], rows: list[list[str]], align: str = "") -> str:
+    """Write a table in Markdown; ``align`` has an ``r`` for each column whose numbers stand on the right."""
+    marks = ["---:" if align[index : index + 1] == "r" else "---" for index in range(len(header))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, marks, *rows))
+
+
+def machine() -> str:
+    """Say what the numbers were measured with."""
+    return (
+        f"anomalib-inp {anomalib_inp.__version__}, anomalib {anomalib.__version__}, torch "
+        f"{torch.__version__.split('+')[0]}, Python {platform.python_version()}, {os.cpu_count()} CPU cores, "
+        f"{torch.get_num_threads()} threads"
+    )
