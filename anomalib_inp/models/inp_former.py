@@ -153,8 +153,11 @@ class InpFormer(InpExport, AnomalibModule):
 
     @cached_property
     def _reconstruct(self) -> Callable[[InpFormerNetwork, Tensor | PatchFeatures], Reconstruction]:
-        # made when training starts, because what torch.compile returns cannot be sent to other processes
         return torch.compile(reconstruct) if self.compile_training else reconstruct
+
+    def on_fit_end(self) -> None:
+        """Forget what was compiled: it cannot be saved with the model (``to_torch``)."""
+        self.__dict__.pop("_reconstruct", None)
 
     def validation_step(self, batch: ImageBatch, *_: Any) -> ImageBatch:
         """Score a batch; the post-processor learns its thresholds from it."""

@@ -94,8 +94,9 @@ def main() -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3), layout="constrained")
     for axis, name, label in zip(axes, ("ms", "memory"), ("ms an image", "memory, MB"), strict=True):
-        axis.plot(NUMBERS, [value[name] for value in values], "o-")
-        axis.set(xscale="log", ylim=(0, None), xlabel="training images", ylabel=label)
+        heights = [value[name] for value in values]
+        axis.plot(NUMBERS, heights, "o-")
+        axis.set(xscale="log", ylim=(0, 1.2 * max(heights)), xlabel="training images", ylabel=label)
         axis.grid(alpha=0.3)
     figure.savefig(pages.DOCS / "images" / "scale.svg", metadata={"Date": None})
 

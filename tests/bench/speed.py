@@ -32,6 +32,8 @@ from anomalib.models.components import AnomalibModule
 from lightning import Callback
 from rival import builtin_inp_former
 from safetensors.torch import save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from anomalib_inp import InpFormer, deploy, quantization
 from anomalib_inp.data.sample import write_sample_data
@@ -42,6 +44,22 @@ SIZE = 392
 ENCODERS = {"ViT-S/14": "vit_small_patch14_dinov2", "ViT-B/14": "vit_base_patch14_dinov2"}
 BATCH = 8
 STEPS = 2  # of a timed epoch
+RUNS = (
+    ("inference", "anomalib", "anomalib", "float32"),
+    ("inference", "anomalib-inp", "anomalib-inp", "float32"),
+    ("exports", "anomalib torch", "anomalib", "float32"),
+    ("exports", "anomalib OpenVINO, default", "anomalib", "bfloat16"),
+    ("exports", "OpenVINO FP32, f32", "anomalib-inp", "float32"),
+    ("exports", "OpenVINO FP32, default", "anomalib-inp", "bfloat16"),
+    ("exports", "OpenVINO INT8, f32", "anomalib-inp", None),
+    ("exports", "OpenVINO INT8, default", "anomalib-inp", None),
+    ("training", "anomalib", None, "float32"),
+    ("training", "not cached", None, "float32"),
+    ("training", "cached float32", "training, cached", "float32"),
+    ("training", "cached bfloat16", "training, cached", "bfloat16"),
+)
+"""Of each line of the table: section, run, whose operations count, and the precision of its matrix products."""
+
 RESULTS = pages.DOCS / "benchmarks" / "speed.json"
 
 
@@ -88,6 +106,29 @@ def inference(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]
         return alternate({name: partial(model, image) for name, model in models.items()}, rounds)
 
 
+def work(encoder: str, folder: Path) -> dict[str, float]:
+    """Count the floating-point operations of one image, in GFLOP."""
+    models = {
+        name: build(name, encoder, folder).model.eval().requires_grad_(False) for name in ("anomalib", "anomalib-inp")
+    }
+    image = torch.rand(1, 3, SIZE, SIZE)
+    # Attention written out, so that its two matrix products are counted like all others.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        counted = {name: operations(partial(model, image)) for name, model in models.items()}
+        network = models["anomalib-inp"].network
+        features = network.encoder(image)
+        # forward, and backward to inputs and to weights
+        counted["training, cached"] = 3 * operations(lambda: network.reconstruct(features))
+    return counted
+
+
+def operations(run: Callable[[], object]) -> float:
+    """Count the floating-point operations of a call, in GFLOP."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
+
+
 def memory(name: str, encoder: str) -> dict[str, float]:
     """Measure in a fresh process how much memory a model takes, its weights included, in MB."""
     command = [sys.executable, __file__, "--memory-of", name, "--encoder", encoder]
@@ -111,13 +152,12 @@ def memory_of(name: str, encoder: str) -> dict[str, float]:
 
 def training(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]:
     """Time an epoch of two batches of eight: decoding, encoding (or reading the cache), training and optimiser."""
+    cache = {"feature_cache": "disk", "feature_cache_dir": str(folder / "cache")}
+    half = build("anomalib-inp", encoder, folder, **cache, feature_cache_dtype="bfloat16")
     models = {
         "anomalib": (build("anomalib", encoder, folder), "32-true"),
-        "cached float32": (build("anomalib-inp", encoder, folder, feature_cache="memory"), "32-true"),
-        "cached bfloat16": (
-            build("anomalib-inp", encoder, folder, feature_cache="memory", feature_cache_dtype="bfloat16"),
-            "bf16-mixed",
-        ),
+        "cached float32": (build("anomalib-inp", encoder, folder, **cache), "32-true"),
+        "cached bfloat16": (half, "bf16-mixed"),
         "not cached": (build("anomalib-inp", encoder, folder), "32-true"),
     }
     times: dict[str, list[float]] = {name: [] for name in models}
@@ -132,7 +172,7 @@ def epoch(model: AnomalibModule, precision: str, folder: Path) -> float:
     data = MVTecAD(folder / "sample", "brick", train_batch_size=BATCH, num_workers=0, val_split_mode="none")
     watch = Watch()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    Engine(
+    engine = Engine(
         default_root_dir=folder / "results",
         max_epochs=1,
         limit_train_batches=STEPS,
@@ -140,7 +180,12 @@ def epoch(model: AnomalibModule, precision: str, folder: Path) -> float:
         accelerator="cpu",
         callbacks=[watch],
         **quiet,
-    ).fit(model, datamodule=data)
+    )
+    engine.fit(model, datamodule=data)
+    # Four models take turns: what an optimiser keeps of each would not fit the memory.
+    engine.trainer.strategy.optimizers = []
+    model.zero_grad()
+    gc.collect()
     return watch.seconds
 
 
@@ -223,48 +268,67 @@ def main() -> None:
         results.get("import", import_time)
         for label, encoder in ENCODERS.items():
             results.get(f"inference {label}", partial(inference, encoder, folder, arguments.rounds))
+            results.get(f"work {label}", partial(work, encoder, folder))
             for model in ("anomalib", "anomalib-inp"):
                 results.get(f"memory {label} {model}", partial(memory, model, encoder))
-            results.get(f"exports {label}", partial(exports, encoder, folder, arguments.rounds))
             results.get(f"training {label}", partial(training, encoder, folder, 5))
-        results.get("machine", pages.machine)
-    write(results.values, arguments.out)
+            results.get(f"exports {label}", partial(exports, encoder, folder, arguments.rounds))
+            results.get("machine", pages.machine)
+            write(results.values, arguments.out)
 
 
 def write(values: dict[str, Any], page: Path) -> None:
-    """Put the tables into the page."""
+    """Put the tables into the page, with the encoders that have been measured."""
+    labels = [label for label in ENCODERS if f"exports {label}" in values]
     rows = []
     for line, section, slow, fast, goal in (
         ("torch inference, batch 1", "inference", "anomalib", "anomalib-inp", 1.3),
         ("training epoch with the cache, float32", "training", "anomalib", "cached float32", 1.6),
         ("training epoch with the cache, bfloat16", "training", "anomalib", "cached bfloat16", 2.5),
         ("OpenVINO FP32 (f32) against anomalib's torch", "exports", "anomalib torch", "OpenVINO FP32, f32", 2.4),
-        ("OpenVINO INT8 against our OpenVINO FP32 (f32)", "exports", "OpenVINO FP32, f32", "OpenVINO INT8, f32", 1.9),
-        ("OpenVINO INT8 against anomalib's torch", "exports", "anomalib torch", "OpenVINO INT8, f32", 5.0),
+        (
+            "OpenVINO INT8 against our OpenVINO FP32 (f32)",
+            "exports",
+            "OpenVINO FP32, f32",
+            "OpenVINO INT8, default",
+            1.9,
+        ),
+        ("OpenVINO INT8 against anomalib's torch", "exports", "anomalib torch", "OpenVINO INT8, default", 5.0),
         (
             "OpenVINO INT8 against anomalib's own OpenVINO export, default precision",
-            *("exports", "anomalib OpenVINO, default", "OpenVINO INT8, f32", 1.3),
+            *("exports", "anomalib OpenVINO, default", "OpenVINO INT8, default", 1.3),
         ),
     ):
-        cells = [ratio(values[f"{section} {label}"], slow, fast)[1] for label in ENCODERS]
+        cells = [ratio(values[f"{section} {label}"], slow, fast)[1] for label in labels]
         rows.append([line, f"{goal}", *cells])
     for part, line in (("model", "peak memory of weights and inference"), ("process", "peak memory of the process")):
         cells = []
-        for label in ENCODERS:
+        for label in labels:
             theirs, ours = (values[f"memory {label} {model}"][part] for model in ("anomalib", "anomalib-inp"))
             cells.append(f"{ours / theirs:.2f} ({ours:.0f} of {theirs:.0f} MB)")
         rows.append([f"{line}, of anomalib's", "at most 0.85" if part == "model" else "", *cells])
     imports = [1000 * seconds for seconds in values["import"]]
-    rows.append(["`import anomalib_inp`", "30 ms", *[f"{max(imports):.1f} ms"] * 2])
-    text = pages.table(["times as fast", "goal", *ENCODERS], rows)
+    rows.append(["`import anomalib_inp`", "30 ms", *[f"{max(imports):.1f} ms"] * len(labels)])
+    text = pages.table(["times as fast", "goal", *labels], rows)
 
     medians = []
-    for section in ("inference", "exports", "training"):
-        for run in values[f"{section} ViT-S/14"]:
-            cells = [f"{1000 * statistics.median(values[f'{section} {label}'][run]):.0f}" for label in ENCODERS]
-            medians.append([section, run, *cells])
+    for section, run, counted, precision in RUNS:
+        row = [section, run, precision or "8 bits and others"]
+        for label in labels:
+            seconds = statistics.median(values[f"{section} {label}"][run])
+            row.append(f"{1000 * seconds:.0f}")
+            images = STEPS * BATCH if section == "training" else 1
+            speed = values[f"work {label}"][counted] * images / seconds if counted else 0
+            peak = values["gemm"].get(precision or "", 0)
+            row.append(f"{speed:.0f} ({100 * speed / peak:.0f} %)" if speed and peak else "")
+        medians.append(row)
     note = f"{values['machine']}; {SIZE} px; training: {STEPS} batches of {BATCH} images, with decoding and optimiser."
-    text += f"\n\nMedian times in milliseconds:\n\n{pages.table(['', 'run', *ENCODERS], medians, '  rr')}\n\n{note}"
+    header = ["", "run", "precision", *(f"{label}, {unit}" for label in labels for unit in ("ms", "GFLOP/s"))]
+    peaks = ", ".join(f"{peak:.0f} in {precision}" for precision, peak in values["gemm"].items())
+    text += (
+        f"\n\nMedian times, and floating-point operations per second, in brackets as a share of the {peaks} that torch "
+        f"reaches with matrices of 2048x2048:\n\n{pages.table(header, medians, '   rrrr')}\n\n{note}"
+    )
     pages.replace(page, "speed", text)
 
 

@@ -3,6 +3,7 @@
 
 """Exported models against the Engine: the same image file must give the same scores and maps."""
 
+import itertools
 import shutil
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_inp import InpFormer, deploy
+from anomalib_inp.cache_folder import VARIABLE
 from anomalib_inp.deploy import ExportedModel, Metadata, read_metadata
 from anomalib_inp.preprocessing import WHOLE_IMAGE
 
@@ -438,3 +440,39 @@ def test_a_raw_export_has_the_labels_of_a_normalised_one(
         assert ours.label == theirs.pred_label.item()
     deploy.set_thresholds(path, image=ours.score - 0.01)
     assert predict_exported(ExportedModel(path), images[name]).label
+
+
+@pytest.mark.parametrize("performance", ["latency", "throughput"])
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_stream_answers_in_order(exports, images, kind: str, performance: str) -> None:
+    exported = ExportedModel(exports[kind], performance=performance, threads=2)
+    batches = [read_image(path, as_tensor=True).numpy()[None] for path in images.values()] * 3
+    expected = [exported(batch).pred_score.item() for batch in batches]
+    assert len({round(score, 4) for score in expected}) == len(images)
+    results = exported.stream(iter(batches))
+    assert [result.pred_score.item() for result in results] == pytest.approx(expected, abs=1e-5)
+    assert list(exported.stream([])) == []
+
+
+def test_a_stream_is_read_as_it_goes(exports, images) -> None:
+    """An endless stream gives results: nothing waits for its end."""
+    image = read_image(images["same.png"], as_tensor=True).numpy()[None]
+    results = ExportedModel(exports["openvino"], performance="throughput").stream(itertools.repeat(image))
+    scores = [next(results).pred_score.item() for _ in range(5)]
+    assert scores == pytest.approx([scores[0]] * 5, abs=1e-6)
+
+
+def test_streams_are_for_openvino_and_performance_is_one_of_two(exports) -> None:
+    assert ExportedModel(exports["openvino"], streams=1)
+    with pytest.raises(ValueError, match="latency or throughput, got 'fast'"):
+        ExportedModel(exports["openvino"], performance="fast")
+
+
+def test_what_a_device_compiles_is_kept_in_the_cache_folder(
+    exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "caches"))
+    monkeypatch.chdir(tmp_path)
+    ExportedModel(exports["openvino"])
+    assert files_below(tmp_path / "caches/openvino")
+    assert [path.name for path in tmp_path.iterdir()] == ["caches"]

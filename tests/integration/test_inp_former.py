@@ -3,6 +3,7 @@
 
 """The model inside anomalib: Engine, checkpoints, precision, schedule, bad input."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -311,3 +312,23 @@ def test_a_checkpoint_is_not_used_on_another_frame_nor_resumed_when_finished(mod
 def test_trains_and_tests_without_a_post_processor(model, datamodule, tmp_path: Path) -> None:
     results = engine(tmp_path).train(model(post_processor=False), datamodule=datamodule())[0]
     assert set(results) == SEVEN
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("cl")), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_training_is_the_same_training(model, datamodule, tmp_path: Path) -> None:
+    def losses(**kwargs: Any) -> list[float]:
+        values = []
+
+        class Record(Callback):
+            def on_train_batch_end(self, trainer: Trainer, pl_module: InpFormer, outputs: Any, *_: Any) -> None:
+                values.append(outputs["loss"].item())
+
+        seed_everything(0, verbose=False)
+        trained = model(warmup_steps=1, **kwargs)
+        engine(tmp_path, callbacks=[Record()], limit_val_batches=0).fit(trained, datamodule=datamodule())
+        assert trained.to_torch(tmp_path).exists()
+        return values
+
+    expected = losses()
+    assert losses(compile=True) == pytest.approx(expected, rel=1e-4)
+    assert losses(compile=True, feature_cache="memory") == pytest.approx(expected, rel=1e-4)
