@@ -329,6 +329,7 @@ def write(values: dict[str, Any], page: Path) -> None:
         f"\n\nMedian times, and floating-point operations per second, in brackets as a share of the {peaks} that torch "
         f"reaches with matrices of 2048x2048:\n\n{pages.table(header, medians, '   rrrr')}\n\n{note}"
     )
+    print(text)
     pages.replace(page, "speed", text)
 
 
