@@ -298,15 +298,19 @@ class _Openvino:
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         """Run batches, as many side by side as the device likes."""
         free, running = list(self._requests), deque[Any]()
-        for images in batches:
-            if not free:
-                free.append(running.popleft())
-                yield self._outputs(free[-1])
-            request = free.pop()
-            request.start_async({"input": images})
-            running.append(request)
-        for request in running:
-            yield self._outputs(request)
+        try:
+            for images in batches:
+                if not free:
+                    free.append(running.popleft())
+                    yield self._outputs(free[-1])
+                request = free.pop()
+                request.start_async({"input": images})
+                running.append(request)
+            for request in running:
+                yield self._outputs(request)
+        finally:
+            for request in running:  # whoever stops reading leaves requests at work, and they are used again
+                request.wait()
 
     @staticmethod
     def _outputs(request: Any) -> dict[str, np.ndarray]:

@@ -457,9 +457,12 @@ def test_a_stream_answers_in_order(exports, images, kind: str, performance: str)
 def test_a_stream_is_read_as_it_goes(exports, images) -> None:
     """An endless stream gives results: nothing waits for its end."""
     image = read_image(images["same.png"], as_tensor=True).numpy()[None]
-    results = ExportedModel(exports["openvino"], performance="throughput").stream(itertools.repeat(image))
+    exported = ExportedModel(exports["openvino"], performance="throughput")
+    results = exported.stream(itertools.repeat(image))
     scores = [next(results).pred_score.item() for _ in range(5)]
     assert scores == pytest.approx([scores[0]] * 5, abs=1e-6)
+    del results  # with images at work; the next stream finds the model free
+    assert [result.pred_score.item() for result in exported.stream([image] * 5)] == pytest.approx(scores, abs=1e-6)
 
 
 def test_streams_are_for_openvino_and_performance_is_one_of_two(exports) -> None:
