@@ -1,7 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""INP-Former for anomalib.
+"""INP-Former and INP-Former++ for anomalib.
 
 The public names are imported when they are first used: ``import anomalib_inp`` imports neither torch nor anomalib.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalib_inp.models.inp_former import InpFormer
+    from anomalib_inp.models.inp_former_plus_plus import InpFormerPlusPlus
     from anomalib_inp.post_processing import InpPostProcessor
     from anomalib_inp.preprocessing import InpPreProcessor
     from anomalib_inp.visualization import InpVisualizer
@@ -19,12 +20,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "InpFormer": "anomalib_inp.models.inp_former",
+    "InpFormerPlusPlus": "anomalib_inp.models.inp_former_plus_plus",
     "InpPostProcessor": "anomalib_inp.post_processing",
     "InpPreProcessor": "anomalib_inp.preprocessing",
     "InpVisualizer": "anomalib_inp.visualization",
 }
 
-__all__ = ["InpFormer", "InpPostProcessor", "InpPreProcessor", "InpVisualizer"]
+__all__ = ["InpFormer", "InpFormerPlusPlus", "InpPostProcessor", "InpPreProcessor", "InpVisualizer"]
 
 
 def __getattr__(name: str) -> Any:

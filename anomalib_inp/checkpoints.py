@@ -109,6 +109,26 @@ def load_trained(network: InpFormerNetwork, trained: Mapping[str, Tensor]) -> No
         raise ValueError(msg) from error
 
 
+def load_reconstruction(network: InpFormerNetwork, path: str | Path, pre_processor: Any) -> None:
+    """Load the reconstruction of a finished checkpoint of ours into a network.
+
+    Args:
+        network: The network.
+        path: Checkpoint of either model.
+        pre_processor: Pre-processor that the network is used with.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a checkpoint of ours, or of another encoder, frame or number of prototypes.
+    """
+    checkpoint = read_checkpoint(path)
+    check_encoder(checkpoint, network.encoder)
+    check_frame(checkpoint, pre_processor)
+    prefix = "model.network."
+    weights = checkpoint["state_dict"].items()
+    load_trained(network, {name.removeprefix(prefix): weight for name, weight in weights if name.startswith(prefix)})
+
+
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint of ours without running any code from it.
 

@@ -6,10 +6,13 @@
 ``B`` images, ``N = h * w`` patch tokens, ``D`` width, ``M`` prototypes.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from anomalib.data import ImageBatch
 
 
 class PatchFeatures(NamedTuple):
@@ -52,6 +55,18 @@ class Reconstruction(NamedTuple):
         """Cast what mixed precision left in 16 bits to float32: distances of nearly equal vectors need it."""
         groups = [_full(group) for group in self.groups]
         return Reconstruction(self.features.full_precision(), _full(self.prototypes), groups)
+
+
+class PseudoBatch(NamedTuple):
+    """What INP-Former++ trains on: the reconstruction sees normal images alone, the head pseudo-anomalous ones.
+
+    Attributes:
+        normal: Normal images, or what a cache holds of them.
+        pseudo: The same images, some of them made anomalous, with the masks of what was changed.
+    """
+
+    normal: "ImageBatch | PatchFeatures"
+    pseudo: "ImageBatch"
 
 
 def _full(tensor: Tensor) -> Tensor:

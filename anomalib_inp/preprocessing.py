@@ -13,7 +13,7 @@ from anomalib.pre_processing import PreProcessor
 from lightning import LightningModule, Trainer
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Transform
 
-from anomalib_inp.outputs import PatchFeatures
+from anomalib_inp.outputs import PatchFeatures, PseudoBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -81,11 +81,16 @@ class InpPreProcessor(PreProcessor):
         return CropBox(left / width, top / height, (left + crop_width) / width, (top + crop_height) / height)
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch | PatchFeatures, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: ImageBatch | PatchFeatures | PseudoBatch,
+        batch_idx: int,
     ) -> None:
         """Transform the images of a batch; cached features were transformed before they were encoded."""
-        if not isinstance(batch, PatchFeatures):
-            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        for part in batch if isinstance(batch, PseudoBatch) else (batch,):
+            if not isinstance(part, PatchFeatures):
+                super().on_train_batch_start(trainer, pl_module, part, batch_idx)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore the transform that a checkpoint was trained with."""

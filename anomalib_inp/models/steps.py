@@ -25,6 +25,11 @@ def reconstruct(network: InpFormerNetwork, source: Tensor | PatchFeatures) -> Re
     return network(source)
 
 
+def num_images(batch: ImageBatch | PatchFeatures) -> int:
+    """Count the images of a batch."""
+    return len(batch.groups[0] if isinstance(batch, PatchFeatures) else batch.image)
+
+
 def evaluation_step(detector: InpDetector, batch: ImageBatch) -> ImageBatch:
     """Add raw scores ``(B,)`` and maps ``(B, h, w)`` to a batch and bring its masks to the size of the maps."""
     reconstruction: Reconstruction = detector.network(batch.image)

@@ -10,29 +10,74 @@ from kornia.filters import get_gaussian_kernel2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomalib_inp.distances import cosine_distance, prototype_distance
+from anomalib_inp.distances import cosine_distance, length, prototype_distance, soft_prototype_distance
+from anomalib_inp.network.residual_head import SegmentationHead
 from anomalib_inp.outputs import Reconstruction
+
+Reading = Callable[[Reconstruction], Tensor]
+"""What a reconstruction says of each place of the image: ``(B, h, w)``, of any resolution."""
 
 
 def reconstruction_error(reconstruction: Reconstruction) -> Tensor:
-    """Cosine distance of encoder and decoder per patch, mean over groups, ``(B, N)`` (paper, figure 2a)."""
-    pairs = zip(reconstruction.groups, reconstruction.features.groups, strict=True)
-    return torch.stack([cosine_distance(rebuilt, target) for rebuilt, target in pairs]).mean(dim=0)
+    """Cosine distance of encoder and decoder per patch, mean over groups, ``(B, h, w)`` (paper, figure 2a)."""
+    return _mean_over_groups(cosine_distance, reconstruction)
+
+
+def cosine_and_length_error(reconstruction: Reconstruction) -> Tensor:
+    """Mean of cosine distance and length of the difference per patch, ``(B, h, w)`` (INP-Former++, anomaly map).
+
+    The length is relative to the mean length of the image's tokens: over hundreds of channels it would drown a cosine
+    distance otherwise. That is our choice.
+    """
+
+    def error(rebuilt: Tensor, target: Tensor) -> Tensor:
+        relative = length(target - rebuilt) / length(target).mean(dim=1, keepdim=True)
+        return (cosine_distance(rebuilt, target) + relative) / 2
+
+    return _mean_over_groups(error, reconstruction)
 
 
 def nearest_prototype_distance(reconstruction: Reconstruction) -> Tensor:
-    """Cosine distance of each fused token to its nearest prototype, ``(B, N)``: the zero-shot reading."""
-    return prototype_distance(reconstruction.features.fused, reconstruction.prototypes)
+    """Cosine distance of each fused token to its nearest prototype, ``(B, h, w)``: the zero-shot reading."""
+    features = reconstruction.features
+    return prototype_distance(features.fused, reconstruction.prototypes).unflatten(1, features.grid)
 
 
-READINGS: dict[str, Callable[[Reconstruction], Tensor]] = {
-    "reconstruction": reconstruction_error,
-    "prototype_distance": nearest_prototype_distance,
+def combined_prototype_distance(reconstruction: Reconstruction) -> Tensor:
+    """Cosine distance of each fused token to its soft combination of prototypes, ``(B, h, w)``: that of INP-Former++."""
+    features = reconstruction.features
+    return soft_prototype_distance(features.fused, reconstruction.prototypes).unflatten(1, features.grid)
+
+
+INP_FORMER_MAPS: dict[str, list[Reading]] = {
+    "reconstruction": [reconstruction_error],
+    "prototype_distance": [nearest_prototype_distance],
 }
+"""Anomaly maps of INP-Former by name; a map is the mean of its readings."""
+
+
+def plus_plus_maps(head: SegmentationHead | None) -> dict[str, list[Reading]]:
+    """Anomaly maps of INP-Former++ by name, with and without a segmentation head."""
+    segmented: dict[str, list[Reading]] = {}
+    if head is not None:
+        segmented = {"fused": [cosine_and_length_error, head], "segmentation": [head]}
+    return {
+        **segmented,
+        "reconstruction": [cosine_and_length_error],
+        "prototype_distance": [combined_prototype_distance],
+        "nearest_prototype_distance": [nearest_prototype_distance],
+    }
+
+
+def _mean_over_groups(error: Callable[[Tensor, Tensor], Tensor], reconstruction: Reconstruction) -> Tensor:
+    features = reconstruction.features
+    pairs = zip(reconstruction.groups, features.groups, strict=True)
+    errors = torch.stack([error(rebuilt, target) for rebuilt, target in pairs])  # (2, B, N)
+    return errors.mean(dim=0).unflatten(1, features.grid)
 
 
 class Smoothing(nn.Module):
-    """From distances per patch to the map of evaluation (reference, ``cal_anomaly_maps`` and ``evaluation_batch``).
+    """From a reading to the map of evaluation (reference, ``cal_anomaly_maps`` and ``evaluation_batch``).
 
     The published way is bilinear to the size of the input, bilinear to the size of the map, then a Gaussian blur.
     Resizing is linear and treats rows and columns apart, so that both resizings are one matrix for the rows and one for
@@ -50,26 +95,25 @@ class Smoothing(nn.Module):
         kernel = get_gaussian_kernel2d((kernel_size, kernel_size), (sigma, sigma)).unsqueeze(0)
         self.register_buffer("kernel", kernel, persistent=False)
 
-    def forward(self, distances: Tensor, grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-        """Smooth distances per patch into maps.
+    def forward(self, reading: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Smooth a reading into maps.
 
         Args:
-            distances: Distances ``(B, h * w)``.
-            grid: Patch rows and columns ``(h, w)``.
+            reading: Values ``(B, h, w)`` per patch, or at any other resolution.
             image_size: Height and width of the input in pixels.
 
         Returns:
             Maps ``(B, 1, H, W)`` of the map's size.
         """
-        axes = zip(grid, image_size, self.map_size or image_size, strict=True)
-        rows, columns = (resizing(*sizes, like=distances) for sizes in axes)
-        resized = (rows @ distances.unflatten(1, grid) @ columns.T).unsqueeze(1)  # (B, 1, H, W)
+        axes = zip(reading.shape[1:], image_size, self.map_size or image_size, strict=True)
+        rows, columns = (resizing(*sizes, like=reading) for sizes in axes)
+        resized = (rows @ reading @ columns.T).unsqueeze(1)  # (B, 1, H, W)
         # zero padding, as the reference's convolution has it: values fall off at the border
         return F.conv2d(resized, self.kernel.to(resized.dtype), padding=self.kernel.shape[-1] // 2)
 
 
-def resizing(patches: int, pixels: int, map_pixels: int, like: Tensor) -> Tensor:
-    """Make the matrix ``(map_pixels, patches)`` that resizes one axis to the input's pixels and then to the map's."""
-    basis = torch.eye(patches, dtype=like.dtype, device=like.device).unsqueeze(1)
+def resizing(values: int, pixels: int, map_pixels: int, like: Tensor) -> Tensor:
+    """Make the matrix ``(map_pixels, values)`` that resizes one axis to the input's pixels and then to the map's."""
+    basis = torch.eye(values, dtype=like.dtype, device=like.device).unsqueeze(1)
     upsampled = F.interpolate(basis, size=pixels, mode="linear", align_corners=True)
     return F.interpolate(upsampled, size=map_pixels, mode="linear", align_corners=False).squeeze(1).T

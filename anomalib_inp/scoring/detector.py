@@ -3,12 +3,15 @@
 
 """The detector: what runs at inference and what is exported."""
 
+from collections.abc import Mapping, Sequence
+
+import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anomalib_inp.network.inp_former import InpFormerNetwork
 from anomalib_inp.outputs import Reconstruction
-from anomalib_inp.scoring.anomaly_map import READINGS, Smoothing
+from anomalib_inp.scoring.anomaly_map import INP_FORMER_MAPS, Reading, Smoothing
 from anomalib_inp.scoring.image_score import image_score
 
 
@@ -17,27 +20,41 @@ class InpDetector(nn.Module):
 
     Args:
         network: The network whose reconstruction is read.
-        reading: Name of the anomaly map, a key of ``READINGS``: ``reconstruction`` (trained on the inspected kind of
-            images) or ``prototype_distance`` (zero-shot).
+        maps: Anomaly maps by name, each the mean of its readings of a reconstruction; a reading that learns is a
+            module, and a part of the detector whichever map is shown.
+        map: Name of the anomaly map that is shown; it may be changed at any time.
         map_size: Height and width of the map in pixels; ``None`` gives the size of the input.
 
     Raises:
-        ValueError: Unknown reading.
+        ValueError: Unknown map.
     """
 
     def __init__(
         self,
         network: InpFormerNetwork,
-        reading: str = "reconstruction",
+        maps: Mapping[str, Sequence[Reading]] = INP_FORMER_MAPS,
+        map: str = "reconstruction",  # noqa: A002
         map_size: tuple[int, int] | None = (256, 256),
     ) -> None:
         super().__init__()
-        if reading not in READINGS:
-            msg = f"The anomaly map must be one of {', '.join(READINGS)}, got {reading!r}."
-            raise ValueError(msg)
         self.network = network
-        self.reading = reading
+        self.maps = dict(maps)
+        heads = [reading for readings in maps.values() for reading in readings if isinstance(reading, nn.Module)]
+        self.heads = nn.ModuleList(dict.fromkeys(heads))
+        self.map = map
         self.smoothing = Smoothing(map_size)
+
+    @property
+    def map(self) -> str:
+        """Name of the anomaly map that is shown."""
+        return self._map
+
+    @map.setter
+    def map(self, name: str) -> None:
+        if name not in self.maps:
+            msg = f"The anomaly map must be one of {', '.join(self.maps)}, got {name!r}."
+            raise ValueError(msg)
+        self._map = name
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Detect anomalies in normalised images ``(B, 3, H, W)``: maps ``(B, 1, h, w)`` and scores ``(B,)``."""
@@ -46,6 +63,7 @@ class InpDetector(nn.Module):
     def read(self, reconstruction: Reconstruction) -> InferenceBatch:
         """Read maps and scores off a reconstruction."""
         grid, patch = reconstruction.features.grid, self.network.encoder.patch_size
-        distances = READINGS[self.reading](reconstruction)
-        anomaly_map = self.smoothing(distances, grid, (grid[0] * patch, grid[1] * patch))
+        image_size = (grid[0] * patch, grid[1] * patch)
+        maps = [self.smoothing(reading(reconstruction), image_size) for reading in self.maps[self.map]]
+        anomaly_map = torch.stack(maps).mean(dim=0)
         return InferenceBatch(pred_score=image_score(anomaly_map), anomaly_map=anomaly_map)

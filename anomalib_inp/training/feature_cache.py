@@ -143,7 +143,7 @@ class FeatureCache(Callback):
         """Give the images back."""
         del pl_module
         if stage == "fit":
-            trainer.datamodule.train_data = _images(trainer.datamodule.train_data)
+            trainer.datamodule.train_data = images_of(trainer.datamodule.train_data)
 
     def _keep(self, shape: tuple[int, ...], features: Iterator[Tensor]) -> Tensor:
         size, memory = num_bytes(shape, self.dtype), _memory()
@@ -198,7 +198,7 @@ def cacheable(trainer: Trainer, pl_module: LightningModule) -> tuple[InpPreProce
     if not isinstance(pre_processor, InpPreProcessor):
         msg = f"The feature cache needs an InpPreProcessor, got {type(pre_processor).__name__}. {WITHOUT}"
         raise DataError(msg)
-    images = _images(data.train_data)
+    images = images_of(data.train_data)
     try:
         transform_to_spec(images.augmentations)
     except ValueError as error:
@@ -251,8 +251,9 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _images(dataset: AnomalibDataset | CachedFeatures) -> AnomalibDataset:
-    return dataset.images if isinstance(dataset, CachedFeatures) else dataset
+def images_of(dataset: Any) -> AnomalibDataset:
+    """Find the images of a data set that stands in for them."""
+    return images_of(dataset.images) if hasattr(dataset, "images") else dataset
 
 
 def _memory() -> int:

@@ -17,7 +17,7 @@ class StableAdamW(Optimizer):
     The step of a tensor is divided by ``max(1, RMS(gradient / denominator))``.
 
     Args:
-        params: Parameters to train.
+        params: Parameters to train, or groups of them with settings of their own.
         lr: Learning rate.
         betas: Decay of the running means of the gradient and of its square.
         eps: Added to the denominator.
@@ -26,7 +26,7 @@ class StableAdamW(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-10,

@@ -4,8 +4,9 @@
 """The training recipe: what the optimiser and its schedule are, for any number of steps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -47,8 +48,15 @@ class Recipe:
                 msg = f"{name} must not be negative, got {getattr(self, name)}."
                 raise ValueError(msg)
 
-    def configure(self, parameters: Iterable[nn.Parameter], total_steps: float) -> OptimizerLRScheduler:
+    def configure(
+        self, parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], total_steps: float
+    ) -> OptimizerLRScheduler:
         """Make the optimiser and its schedule, one step of it per optimiser step.
+
+        Args:
+            parameters: What is trained, or groups of it (``params``) with a learning rate of their own (``lr``); the
+                schedule has the same shape for all.
+            total_steps: Optimiser steps of the whole training.
 
         Raises:
             ValueError: The number of steps is not finite, so that the schedule has no end.

@@ -95,7 +95,7 @@ def measure(run: Run, data: Path, epochs: int) -> dict[str, dict[str, float]]:
             return {"reconstruction": score(engine.predict(model, datamodule=datamodule))}
         results = {}
         for reading in ("reconstruction", "prototype_distance"):
-            model.model.reading = reading
+            model.model.map = reading
             results[reading] = dict(engine.test(model, datamodule=datamodule, verbose=False)[0])
         return results
 

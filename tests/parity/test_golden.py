@@ -21,7 +21,7 @@ from anomalib_inp.losses.coherence import coherence_loss
 from anomalib_inp.losses.objective import InpFormerObjective
 from anomalib_inp.network.encoder import default_target_layers
 from anomalib_inp.network.inp_former import InpFormerNetwork
-from anomalib_inp.scoring.anomaly_map import READINGS, Smoothing
+from anomalib_inp.scoring.anomaly_map import INP_FORMER_MAPS, Smoothing
 from anomalib_inp.scoring.detector import InpDetector
 from anomalib_inp.training.recipe import Recipe
 
@@ -120,9 +120,9 @@ def read_image(network: InpFormerNetwork, image: Tensor) -> dict[str, Tensor]:
     ours["coherence_loss"] = coherence_loss(features.fused, prototypes)
     at_input = Smoothing(None, kernel_size=1)
     for name, reading in READING.items():
-        distances = READINGS[reading](reconstruction)
-        prediction = InpDetector(network, reading, map_size=(256, 256))(image)
-        ours[f"{name}.map_at_input"] = at_input(distances, features.grid, tuple(image.shape[-2:]))
+        (read,) = INP_FORMER_MAPS[reading]
+        prediction = InpDetector(network, map=reading, map_size=(256, 256))(image)
+        ours[f"{name}.map_at_input"] = at_input(read(reconstruction), tuple(image.shape[-2:]))
         ours[f"{name}.map_256_blurred"] = prediction.anomaly_map
         ours[f"{name}.image_score"] = prediction.pred_score
     return ours

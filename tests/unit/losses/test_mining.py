@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_inp.losses.mining import soft_mining_loss
+from anomalib_inp.losses.mining import soft_mining_loss, soft_mining_mse_loss
 
 
 def groups(seed: int, batch: int = 2, tokens: int = 5, dim: int = 4) -> list[Tensor]:
@@ -117,3 +117,53 @@ def test_a_perfect_reconstruction_has_no_loss_and_no_gradient(power: float, dtyp
 def test_a_length_mismatch_is_an_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         soft_mining_loss(groups(0), groups(1)[:1])
+
+
+class TestSquaredError:
+    def test_two_positions_by_hand(self) -> None:
+        rebuilt = torch.tensor([[[1.0, 0.0], [1.0, 2.0]]], requires_grad=True)
+        target = torch.tensor([[[1.0, 1.0], [1.0, 5.0]]])
+        # squared errors per position, mean over two channels: 1/2 and 9/2, mean 5/2
+        loss = soft_mining_mse_loss([rebuilt], [target])
+        torch.testing.assert_close(loss, torch.tensor(2.5))
+        # 2 / 4 * (rebuilt - target), weighted by (1/5) ** 3 and (9/5) ** 3
+        loss.backward()
+        expected = torch.tensor([[[0.0, -0.5 * 0.2**3], [0.0, -1.5 * 1.8**3]]])
+        torch.testing.assert_close(rebuilt.grad, expected)
+
+    @pytest.mark.parametrize("power", [0.0, 0.5, 3.0])
+    def test_each_position_has_its_own_factor_in_each_group(self, power: float) -> None:
+        rebuilt, targets = [group.requires_grad_() for group in groups(0)], groups(1)
+        ours = soft_mining_mse_loss(rebuilt, targets, power)
+        other = torch.stack([F.mse_loss(group, target) for group, target in zip(rebuilt, targets, strict=True)]).mean()
+        torch.testing.assert_close(ours, other)
+        mined, unweighted = gradients(ours, rebuilt), gradients(other, rebuilt)
+        for group, target, first, second in zip(rebuilt, targets, mined, unweighted, strict=True):
+            error = F.mse_loss(group.detach(), target, reduction="none").mean(dim=-1)
+            torch.testing.assert_close(first, second * ((error / error.mean()) ** power).unsqueeze(-1))
+
+    def test_the_weights_of_one_distance_do_not_touch_the_gradient_of_the_other(self) -> None:
+        """Nor that of a third reader: what arrives is the sum of what each gives alone."""
+        rebuilt, targets = [group.requires_grad_() for group in groups(0)], groups(1)
+        terms = (
+            lambda: soft_mining_loss(rebuilt, targets),
+            lambda: soft_mining_mse_loss(rebuilt, targets),
+            lambda: sum((group**2).sum() for group in rebuilt),
+        )
+        alone = [gradients(term(), rebuilt) for term in terms]
+        together = gradients(sum(term() for term in terms), rebuilt)
+        for index, ours in enumerate(together):
+            torch.testing.assert_close(ours, sum(part[index] for part in alone))
+
+    def test_a_perfect_reconstruction_has_no_loss_and_no_gradient(self) -> None:
+        rebuilt, targets = [group.requires_grad_() for group in groups(0)], groups(0)
+        loss = soft_mining_mse_loss(rebuilt, targets)
+        assert loss.item() == 0
+        assert all((gradient == 0).all() for gradient in gradients(loss, rebuilt))
+
+    def test_targets_get_no_gradient_and_inputs_stay_as_they_were(self) -> None:
+        rebuilt, targets = ([group.requires_grad_() for group in groups(seed)] for seed in (0, 1))
+        soft_mining_mse_loss(rebuilt, targets).backward()
+        assert all(group.grad is None for group in targets)
+        for group, copy in zip([*rebuilt, *targets], [*groups(0), *groups(1)], strict=True):
+            assert torch.equal(group, copy)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomalib_inp.outputs import PatchFeatures, Reconstruction
-from anomalib_inp.scoring.anomaly_map import READINGS, Smoothing
+from anomalib_inp.scoring.anomaly_map import Smoothing, nearest_prototype_distance, reconstruction_error
 
 RIGHT, UP, LEFT = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])
 
@@ -25,37 +25,36 @@ def reconstruction(encoded: list[Tensor], rebuilt: list[Tensor], prototypes: Ten
 
 def smooth(smoothing: Smoothing, images: Tensor) -> Tensor:
     """Smooth images ``(B, 1, H, W)`` as if each of their pixels were a patch of one pixel."""
-    size = tuple(images.shape[-2:])
-    return smoothing(images.flatten(1), size, size)
+    return smoothing(images.squeeze(1), tuple(images.shape[-2:]))
 
 
 def upsample(distances: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    return Smoothing(None, kernel_size=1)(distances, grid, size)
+    return Smoothing(None, kernel_size=1)(distances.unflatten(1, grid), size)
 
 
 def test_reconstruction_error_by_hand() -> None:
     encoded = [tokens(RIGHT, RIGHT), tokens(RIGHT, 5 * UP)]
     rebuilt = [tokens(3 * RIGHT, UP), tokens(LEFT, UP)]
     # groups: (0, 1) and (2, 0)
-    distances = READINGS["reconstruction"](reconstruction(encoded, rebuilt, tokens(UP)))
-    torch.testing.assert_close(distances, torch.tensor([[1.0, 0.5]]))
+    distances = reconstruction_error(reconstruction(encoded, rebuilt, tokens(UP)))
+    torch.testing.assert_close(distances, torch.tensor([[[1.0, 0.5]]]))
 
 
 def test_prototype_distance_by_hand() -> None:
     # fused: (0, 1), (0.5, 0.5), (1, 0)
     encoded = [tokens(UP, RIGHT, 3 * RIGHT), tokens(UP, UP, LEFT)]
-    distances = READINGS["prototype_distance"](reconstruction(encoded, encoded, tokens(UP, LEFT)))
-    torch.testing.assert_close(distances, torch.tensor([[0.0, 1 - 2**-0.5, 1.0]]))
+    distances = nearest_prototype_distance(reconstruction(encoded, encoded, tokens(UP, LEFT)))
+    torch.testing.assert_close(distances, torch.tensor([[[0.0, 1 - 2**-0.5, 1.0]]]))
 
 
 def test_readings_differ_in_what_they_read() -> None:
     encoded, other = [tokens(UP, RIGHT)] * 2, [tokens(RIGHT, RIGHT)] * 2
     first, second = reconstruction(encoded, encoded, tokens(LEFT)), reconstruction(encoded, other, tokens(LEFT))
-    assert not torch.equal(READINGS["reconstruction"](first), READINGS["reconstruction"](second))
-    assert torch.equal(READINGS["prototype_distance"](first), READINGS["prototype_distance"](second))
+    assert not torch.equal(reconstruction_error(first), reconstruction_error(second))
+    assert torch.equal(nearest_prototype_distance(first), nearest_prototype_distance(second))
     third = first._replace(prototypes=tokens(UP))
-    assert torch.equal(READINGS["reconstruction"](first), READINGS["reconstruction"](third))
-    assert not torch.equal(READINGS["prototype_distance"](first), READINGS["prototype_distance"](third))
+    assert torch.equal(reconstruction_error(first), reconstruction_error(third))
+    assert not torch.equal(nearest_prototype_distance(first), nearest_prototype_distance(third))
 
 
 def test_upsampling_aligns_corners() -> None:
@@ -130,7 +129,7 @@ def test_two_matrices_do_what_two_resizings_do(grid: tuple[int, int], map_size: 
     square = (torch.arange(5.0) - 2) ** 2
     kernel = (-(square.view(5, 1) + square) / 32).exp()
     expected = F.conv2d(image, (kernel / kernel.sum()).view(1, 1, 5, 5), padding=2)
-    torch.testing.assert_close(Smoothing(map_size)(distances, grid, size), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(Smoothing(map_size)(distances.unflatten(1, grid), size), expected, atol=1e-6, rtol=0)
 
 
 def test_keeps_precision_and_has_no_weights() -> None:
