@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 
 from anomalib_inp.cache_folder import VARIABLE
 
+pytest.register_assert_rewrite("model_tester")
+
 GOLDEN = Path(__file__).parent / "golden"
 MORE_GOLDEN = "ANOMALIB_INP_GOLDEN"
 

@@ -44,7 +44,7 @@ def nearest_prototype_distance(reconstruction: Reconstruction) -> Tensor:
 
 
 def combined_prototype_distance(reconstruction: Reconstruction) -> Tensor:
-    """Cosine distance of each fused token to its soft combination of prototypes, ``(B, h, w)``: that of INP-Former++."""
+    """Cosine distance of each fused token to its soft combination of prototypes, ``(B, h, w)`` (INP-Former++)."""
     features = reconstruction.features
     return soft_prototype_distance(features.fused, reconstruction.prototypes).unflatten(1, features.grid)
 

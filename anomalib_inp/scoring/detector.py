@@ -49,7 +49,7 @@ class InpDetector(nn.Module):
         """Name of the anomaly map that is shown."""
         return self._map
 
-    @map.setter
+    @map.setter  # noqa: A003
     def map(self, name: str) -> None:
         if name not in self.maps:
             msg = f"The anomaly map must be one of {', '.join(self.maps)}, got {name!r}."

@@ -107,7 +107,10 @@ class TestSoftCoherence:
         assert (prototypes.grad[0].abs().amax(dim=-1) > 1e-3).tolist() == learning
 
     def test_zeros_give_no_nan(self) -> None:
-        for tokens, prototypes in ((torch.zeros(1, 3, 4), torch.ones(1, 2, 4)), (torch.ones(1, 3, 4), torch.zeros(1, 2, 4))):
+        for tokens, prototypes in (
+            (torch.zeros(1, 3, 4), torch.ones(1, 2, 4)),
+            (torch.ones(1, 3, 4), torch.zeros(1, 2, 4)),
+        ):
             prototypes.requires_grad_()
             loss = soft_coherence_loss(tokens, prototypes)
             loss.backward()

@@ -1,0 +1,183 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A few real anomalous images with masks, for semi-supervised training; what is trained on is never tested on."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anomalib.data import AnomalibDataset
+from anomalib.data.utils import LabelName, read_image, read_mask
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from pandas import DataFrame
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import functional as T
+
+from anomalib_inp.data.checks import DataError, some_of
+from anomalib_inp.data.pseudo_anomaly import Defect, cut_out
+
+HELD_OUT = "held_out_samples"
+"""Attribute of a data set: the images that were taken out of it."""
+
+
+class LabelledAnomalies(Callback):
+    """Finds the labelled anomalies of a training and takes them out of the images that are tested and validated on.
+
+    Args:
+        source: How many anomalous test images of each category to draw; or a folder with the subfolders ``images`` and
+            ``masks``, in which ``images/NAME.png`` belongs to ``masks/NAME.png`` or ``masks/NAME_mask.png``; ``None``
+            for none.
+        seed: Seed of the draw.
+
+    Attributes:
+        digests: Content of the images that were trained on, by their path below the root of the data; a checkpoint
+            keeps it, so that a later test leaves them out as well.
+        defects: The defects of these images.
+
+    Raises:
+        ValueError: Fewer than one image.
+    """
+
+    def __init__(self, source: int | str | None = None, seed: int = 0) -> None:
+        if isinstance(source, int) and source < 1:
+            msg = f"labelled_anomalies must be a number of images, at least 1, or a folder, got {source}."
+            raise ValueError(msg)
+        self.source = source
+        self.seed = seed
+        self.digests: dict[str, str] = {}
+        self.defects: list[Defect] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the images where a training begins, and take them out of the test and validation images.
+
+        Raises:
+            DataError: There are too few, or one has no mask or an empty one.
+        """
+        del pl_module
+        data = trainer.datamodule
+        if data is None:
+            return
+        if stage == "fit" and self.source is not None:
+            self.find(data)
+        self.take_out(data)
+
+    def take_out(self, data: LightningDataModule) -> None:
+        """Take what was trained on out of the test and validation images, and put back what another model took out."""
+        for name in ("test_data", "val_data"):
+            dataset = getattr(data, name, None)
+            if not isinstance(dataset, AnomalibDataset) or not (self.digests or hasattr(dataset, HELD_OUT)):
+                continue
+            samples = _all_samples(dataset)
+            trained = samples.image_path.map(self._was_trained_on).to_numpy(dtype=bool)
+            dataset.samples = samples[~trained]
+            setattr(dataset, HELD_OUT, samples[trained])
+            rank_zero_info(f"{trained.sum()} labelled anomalies are left out of {name}.")
+
+    def find(self, data: LightningDataModule) -> None:
+        """Find the images of a data module, and cut their defects out.
+
+        Raises:
+            DataError: There are too few, or one has no mask or an empty one.
+        """
+        source = self.source
+        drawn = list(_of_folder(Path(source)) if isinstance(source, str) else _drawn(data, int(source or 0), self.seed))
+        missing = [str(image) for image, mask in drawn if mask is None]
+        if missing:
+            msg = (
+                f"Labelled anomalies need masks, because only their defects are trained on: no mask for "
+                f"{some_of(missing)}."
+            )
+            raise DataError(msg)
+        size = tuple(data.train_data[0].image.shape[-2:])
+        read = {image: _read(image, mask, size) for image, mask in drawn if mask is not None}
+        empty = [str(image) for image, (_, mask) in read.items() if not mask.any()]
+        if empty:
+            msg = f"The masks of labelled anomalies must mark a defect, but those of {some_of(empty)} are empty."
+            raise DataError(msg)
+        self.defects = [cut_out(*pair) for pair in read.values()]
+        self.digests = {_below(image, getattr(data, "root", None)): digest(image) for image in read}
+        rank_zero_info("Labelled anomalies, trained on and not tested on: " + ", ".join(sorted(map(str, read))))
+
+    def _was_trained_on(self, path: str) -> bool:
+        # First the name, which costs nothing, and then the content: other data may have images of the same name.
+        names = [name for name in self.digests if _ends_with(PurePath(path).parts, PurePath(name).parts)]
+        return bool(names) and digest(Path(path)) in {self.digests[name] for name in names}
+
+
+def _ends_with(parts: tuple[str, ...], last: tuple[str, ...]) -> bool:
+    return parts[-len(last) :] == last
+
+
+def _all_samples(dataset: AnomalibDataset) -> DataFrame:
+    """All images of a data set, with those that were taken out of it."""
+    if not hasattr(dataset, HELD_OUT):
+        return dataset.samples
+    samples = pd.concat([dataset.samples, getattr(dataset, HELD_OUT)]).sort_values("image_path", ignore_index=True)
+    samples.attrs = dataset.samples.attrs
+    return samples
+
+
+def _drawn(data: LightningDataModule, count: int, seed: int) -> Iterator[tuple[Path, Path | None]]:
+    """Draw images and their masks from the test images of each category."""
+    dataset = getattr(data, "test_data", None)
+    if not isinstance(dataset, AnomalibDataset):
+        msg = f"Labelled anomalies are drawn from test images, but {type(data).__name__} has none."
+        raise DataError(msg)
+    samples = _all_samples(dataset)
+    samples = samples[samples.label_index == LabelName.ABNORMAL]
+    categories = samples.category if "category" in samples else samples.split
+    for category, images in samples.groupby(categories):
+        if len(images) <= count:
+            msg = (
+                f"labelled_anomalies={count} leaves no anomalous image of {category} to test on: there are "
+                f"{len(images)}. Take fewer, or give a folder of other images."
+            )
+            raise DataError(msg)
+        rows = np.random.default_rng(seed).choice(len(images), count, replace=False)
+        for row in images.iloc[sorted(rows)].itertuples():
+            mask = getattr(row, "mask_path", None)
+            yield Path(row.image_path), Path(mask) if isinstance(mask, str) and mask else None
+
+
+def _of_folder(folder: Path) -> Iterator[tuple[Path, Path | None]]:
+    """Pair images and masks of a folder."""
+    images, masks = (_images_by_name(folder / part) for part in ("images", "masks"))
+    if not images:
+        msg = f"Expected labelled anomalies in {folder}/images and their masks in {folder}/masks, found no image."
+        raise DataError(msg)
+    for name, path in images.items():
+        yield path, masks.get(name, masks.get(f"{name}_mask"))
+
+
+def digest(path: Path) -> str:
+    """Fingerprint of a file."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _read(image: Path, mask: Path, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Read an image ``(3, H, W)`` in [0, 1] and its mask ``(H, W)``, at the size of the training images."""
+    picture, marked = read_image(image, as_tensor=True), read_mask(mask, as_tensor=True)
+    if picture.shape[-2:] != marked.shape[-2:]:
+        msg = f"A mask must be as large as its image, but {mask} has another size than {image}."
+        raise DataError(msg)
+    nearest = T.InterpolationMode.NEAREST
+    picture = T.resize(picture, list(size), antialias=True)
+    return picture, T.resize(marked.unsqueeze(0), list(size), interpolation=nearest)[0] > 0
+
+
+def _images_by_name(folder: Path) -> dict[str, Path]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    return {str(path.relative_to(folder).with_suffix("")): path for path in paths}
+
+
+def _below(path: Path, root: Any) -> str:
+    """Path below a root, or the path itself where it lies elsewhere."""
+    inside = root is not None and path.resolve().is_relative_to(Path(root).resolve())
+    return str(path.resolve().relative_to(Path(root).resolve())) if inside else str(path)

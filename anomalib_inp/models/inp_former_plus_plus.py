@@ -1,0 +1,183 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""INP-Former++ as an anomalib model."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from anomalib.data import ImageBatch
+from anomalib.models.components import AnomalibModule
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from anomalib_inp.checkpoints import load_reconstruction
+from anomalib_inp.data.labelled import LabelledAnomalies
+from anomalib_inp.losses.objective import InpFormerPlusPlusObjective
+from anomalib_inp.losses.segmentation import dice_loss
+from anomalib_inp.models.base import InpModel
+from anomalib_inp.models.steps import full_precision, num_images, reconstruct
+from anomalib_inp.network.residual_head import SegmentationHead
+from anomalib_inp.outputs import PatchFeatures, PseudoBatch
+from anomalib_inp.scoring.anomaly_map import plus_plus_maps
+from anomalib_inp.scoring.detector import InpDetector
+from anomalib_inp.training.pseudo_batches import PseudoAnomalies
+from anomalib_inp.training.recipe import Recipe
+
+
+class InpFormerPlusPlus(InpModel, AnomalibModule):
+    """INP-Former++ (arXiv 2506.03660): soft prototypes, two mined distances, and a head that segments the residual.
+
+    The authors have published no code. What their paper leaves open was chosen here, and the documentation says what
+    and why.
+
+    Args:
+        encoder: Name of a Vision Transformer in timm; it is frozen.
+        encoder_weights: Where its weights come from; see :class:`InpModel`.
+        map: What the anomaly map shows: ``fused`` (the mean of the next two), ``reconstruction`` (cosine distance and
+            length of the decoder's error), ``segmentation`` (the head), ``prototype_distance`` (the distance to the
+            soft combination of prototypes, for zero-shot use) or ``nearest_prototype_distance``. By default ``fused``,
+            or ``reconstruction`` without a head.
+        mse_weight: Weight of the squared error beside the cosine distance.
+        head: Whether there is a segmentation head.
+        head_learning_rate: Learning rate of the head after warm-up; its schedule is that of the reconstruction.
+        reconstruction: A finished checkpoint of ``InpFormer`` or ``InpFormerPlusPlus``: its reconstruction is taken
+            over and stays as it is, and the head alone is trained.
+        pseudo_textures: Folder of texture images for pseudo-anomalies, such as the Describable Textures; by default
+            textures are made of other training images.
+        pseudo_probability: Share of the images that the head sees with a pseudo-anomaly.
+        pseudo_blend: Least and largest share of the texture in a pseudo-anomaly.
+        pseudo_threshold: Perlin noise, in [-1, 1], above which the mask of a pseudo-anomaly is.
+        pseudo_foreground: Keep pseudo-anomalies to what differs from the border of the image.
+        labelled_anomalies: A few real anomalies for the head: how many test images to draw of each category (they are
+            not tested on), or a folder with the subfolders ``images`` and ``masks``.
+        labelled_seed: Seed of that draw.
+        **kwargs: The other arguments of :class:`InpModel`.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which and what would.
+        FileNotFoundError: The encoder's weights or a checkpoint cannot be had.
+
+    Example:
+        >>> from anomalib.data import MVTecAD
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_inp import InpFormerPlusPlus
+        >>> Engine().train(InpFormerPlusPlus(), datamodule=MVTecAD(category="screw"))  # doctest: +SKIP
+    """
+
+    recipes: ClassVar = {"published": Recipe(learning_rate=5e-4), "short": Recipe(learning_rate=5e-4)}
+
+    def __init__(
+        self,
+        encoder: str = "vit_base_patch14_reg4_dinov2",
+        encoder_weights: str = "timm",
+        map: Literal[  # noqa: A002
+            "fused", "reconstruction", "segmentation", "prototype_distance", "nearest_prototype_distance"
+        ]
+        | None = None,
+        mse_weight: float = 1.0,
+        head: bool = True,
+        head_learning_rate: float = 5e-4,
+        reconstruction: str | None = None,
+        pseudo_textures: str | None = None,
+        pseudo_probability: float = 0.5,
+        pseudo_blend: tuple[float, float] = (0.2, 1.0),
+        pseudo_threshold: float = 0.5,
+        pseudo_foreground: bool = False,
+        labelled_anomalies: int | str | None = None,
+        labelled_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in (("labelled_anomalies", labelled_anomalies), ("reconstruction", reconstruction)):
+            if value is not None and not head:
+                msg = f"{name} is for the segmentation head, but head is false."
+                raise ValueError(msg)
+        labelled = LabelledAnomalies(labelled_anomalies, labelled_seed)
+        pseudo = PseudoAnomalies(
+            labelled,
+            textures=pseudo_textures,
+            probability=pseudo_probability,
+            blend=tuple(pseudo_blend),
+            threshold=pseudo_threshold,
+            foreground=pseudo_foreground,
+        )
+        head_recipe = Recipe(learning_rate=head_learning_rate)
+        super().__init__(encoder, encoder_weights, **kwargs)
+        network, map_size = self.model.network, self.model.smoothing.map_size
+        segmentation = SegmentationHead(network.encoder.embed_dim, network.encoder.patch_size) if head else None
+        shown = map or ("fused" if head else "reconstruction")
+        self.model = InpDetector(network, plus_plus_maps(segmentation), shown, map_size)
+        self.objective = InpFormerPlusPlusObjective(
+            self.objective.coherence_weight, self.objective.mining_power, mse_weight
+        )
+        self.head_learning_rate = head_recipe.learning_rate
+        self.labelled = labelled
+        self.pseudo = pseudo
+        if reconstruction is not None:
+            load_reconstruction(network, reconstruction, self.pre_processor)
+            network.requires_grad_(False)
+
+    @property
+    def head(self) -> SegmentationHead | None:
+        """The segmentation head, if there is one."""
+        return next(iter(self.model.heads), None)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """What is trained of the reconstruction; nothing where it was taken over."""
+        return [parameter for parameter in self.model.network.parameters() if parameter.requires_grad]
+
+    def training_step(self, batch: ImageBatch | PatchFeatures | PseudoBatch, *_: Any) -> Tensor:
+        """Reconstruct a batch of normal images, and segment pseudo-anomalies in the same images."""
+        normal, pseudo = batch if isinstance(batch, PseudoBatch) else (batch, None)
+        terms: dict[str, Tensor] = {}
+        if self.trained:
+            terms = self.reconstruction_terms(normal if isinstance(normal, PatchFeatures) else normal.image)
+        if pseudo is not None:
+            segmentation = self.segmentation_term(pseudo)
+            terms |= {"segmentation": segmentation, "loss": terms.get("loss", 0) + segmentation}
+        self.log_terms(terms, num_images(normal))
+        return terms["loss"]
+
+    def segmentation_term(self, pseudo: ImageBatch) -> Tensor:
+        """Compute the head's loss on pseudo-anomalous images; no gradient of it reaches the reconstruction."""
+        with torch.no_grad():
+            reconstruction = reconstruct(self.model.network, pseudo.image)
+        with full_precision(pseudo.image):
+            (head,) = self.model.heads
+            return dice_loss(head(reconstruction.full_precision()), pseudo.gt_mask.float())
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Train the reconstruction by the recipe, and the head by the same with a learning rate of its own."""
+        groups: list[dict[str, Any]] = [
+            {"params": self.trained},
+            {"params": list(self.model.heads.parameters()), "lr": self.head_learning_rate},
+        ]
+        return self.recipe.configure(
+            [group for group in groups if group["params"]], self.trainer.estimated_stepping_batches
+        )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add what makes the head's images."""
+        # In this order: what is held out, what is cached, what stands beside it.
+        return [self.labelled, *super().configure_callbacks(), *([self.pseudo] if self.head is not None else [])]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which labelled anomalies were trained on."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["labelled_anomalies"] = dict(self.labelled.digests)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the labelled anomalies of the training out of what is tested."""
+        super().on_load_checkpoint(checkpoint)
+        self.labelled.digests = dict(checkpoint.get("labelled_anomalies", {}))
+        if self._trainer is not None and self.trainer.datamodule is not None:
+            self.labelled.take_out(self.trainer.datamodule)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:
+        """Load a checkpoint; it holds the reconstruction, wherever that was trained."""
+        return super().load_from_checkpoint(checkpoint_path, *args, **{"reconstruction": None, **kwargs})

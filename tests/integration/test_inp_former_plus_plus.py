@@ -1,0 +1,284 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""INP-Former++ inside anomalib: what INP-Former does not have."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder, MVTecAD
+from lightning import Callback, LightningModule, Trainer, seed_everything
+from model_tester import ModelTester, engine
+from PIL import Image
+
+from anomalib_inp import InpFormer, InpFormerPlusPlus
+from anomalib_inp.data.checks import DataError
+from anomalib_inp.training.pseudo_batches import PseudoBatches
+
+MAPS = ("fused", "reconstruction", "segmentation", "prototype_distance", "nearest_prototype_distance")
+
+
+class Seen(Callback):
+    """Keeps what the reconstruction and the head are shown."""
+
+    def __init__(self) -> None:
+        self.normal: list[torch.Tensor] = []
+        self.pseudo: list[torch.Tensor] = []
+        self.masks: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.normal.append(batch.normal.image.clone())
+        self.pseudo.append(batch.pseudo.image.clone())
+        self.masks.append(batch.pseudo.gt_mask.clone())
+
+
+class TestInpFormerPlusPlus(ModelTester):
+    model_class = InpFormerPlusPlus
+    weights = {"mining": 1.0, "mining_mse": 1.0, "coherence": 0.2, "segmentation": 1.0}
+
+    # --- maps ---------------------------------------------------------------------------------------------------------
+
+    def test_every_map_is_there_without_training_anew(self, model) -> None:
+        torch.manual_seed(0)
+        trained = model().eval()
+        with torch.no_grad():  # a head that says more than one half
+            for weight in trained.head.parameters():
+                weight.mul_(5)
+        images = torch.rand(2, 3, 64, 64)
+        found = {}
+        for name in MAPS:
+            shown = model(map=name).eval()
+            shown.load_state_dict(trained.state_dict(), strict=True)
+            trained.model.map = name  # the same, on a finished model
+            with torch.no_grad():
+                found[name] = shown.model(images).anomaly_map
+                assert torch.equal(found[name], trained.model(images).anomaly_map)
+        torch.testing.assert_close(found["fused"], (found["reconstruction"] + found["segmentation"]) / 2)
+        assert len({round(value.mean().item(), 4) for value in found.values()}) == len(MAPS)
+
+    def test_without_a_head_there_is_a_reconstruction_map(self, model) -> None:
+        assert model(head=False).model.map == "reconstruction"
+        with pytest.raises(ValueError, match="must be one of reconstruction, prototype_distance"):
+            model(head=False, map="fused")
+
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def test_the_head_does_not_change_what_the_reconstruction_learns(self, model, datamodule, tmp_path: Path) -> None:
+        def train(**kwargs: Any) -> dict[str, torch.Tensor]:
+            seed_everything(0, verbose=False)
+            trained = model(warmup_steps=1, **kwargs)
+            # the head's own weights are drawn after those of the network
+            engine(tmp_path, limit_val_batches=0).fit(trained, datamodule=datamodule())
+            return trained.model.network.state_dict()
+
+        with_head, without = train(), train(head=False)
+        assert not [name for name, weight in without.items() if not torch.equal(weight, with_head[name])]
+
+    @pytest.mark.parametrize("source", [InpFormer, InpFormerPlusPlus])
+    def test_the_head_alone_is_trained_on_a_finished_reconstruction(
+        self, source, model, datamodule, tiny_encoder_file: Path, tmp_path: Path
+    ) -> None:
+        first = source("test_vit", str(tiny_encoder_file), image_size=64, map_size=64)
+        engine(tmp_path / "first").fit(first, datamodule=datamodule())
+        (finished,) = (tmp_path / "first").rglob("finished.ckpt")
+
+        trained = model(reconstruction=str(finished))
+        head = {name: weight.clone() for name, weight in trained.head.named_parameters()}
+        run = engine(tmp_path / "second", max_epochs=2)
+        run.fit(trained, datamodule=datamodule())
+        reconstruction = trained.model.network.state_dict()
+        for name, weight in first.model.network.state_dict().items():
+            assert torch.equal(weight, reconstruction[name]), name
+        assert not [name for name, weight in trained.head.named_parameters() if torch.equal(weight, head[name])]
+        assert {name for name in run.trainer.callback_metrics if name.startswith("train")} == {
+            "train_segmentation",
+            "train_loss",
+            "train_loss_step",
+            "train_loss_epoch",
+        }
+        # the finished model needs the first checkpoint no more
+        finished.unlink()
+        (own,) = (tmp_path / "second").rglob("finished.ckpt")
+        loaded = InpFormerPlusPlus.load_from_checkpoint(own)
+        assert torch.equal(loaded.model.network.extractor.queries, first.model.network.extractor.queries)
+
+    def test_reconstructions_that_do_not_fit_are_refused(self, model, datamodule, tmp_path: Path) -> None:
+        engine(tmp_path).fit(model(head=False), datamodule=datamodule())
+        (finished,) = tmp_path.rglob("finished.ckpt")
+        with pytest.raises(ValueError, match="does not fit the network"):
+            model(reconstruction=str(finished), num_prototypes=3)
+        with pytest.raises(ValueError, match="target layers"):
+            model(reconstruction=str(finished), target_layers=[1, 2])
+        with pytest.raises(ValueError, match="trained on images of"):
+            model(reconstruction=str(finished), image_size=80)
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint .*nothing\.ckpt"):
+            model(reconstruction=str(tmp_path / "nothing.ckpt"))
+
+    @pytest.mark.parametrize("cache", ["memory", "disk"])
+    def test_cached_normal_images_stand_beside_new_pseudo_anomalies(
+        self, model, datamodule, tmp_path: Path, cache: str
+    ) -> None:
+        def losses(**kwargs: Any) -> list[float]:
+            values = []
+
+            class Record(Callback):
+                def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+                    values.append(outputs["loss"].item())
+
+            seed_everything(0, verbose=False)
+            data = datamodule()
+            engine(tmp_path, max_epochs=2, callbacks=[Record()], limit_val_batches=0).fit(
+                model(warmup_steps=1, **kwargs), datamodule=data
+            )
+            assert not isinstance(data.train_data, PseudoBatches)  # given back
+            return values
+
+        cached = losses(feature_cache=cache, feature_cache_dir=str(tmp_path / "cache"))
+        assert cached == pytest.approx(losses(), rel=1e-5)
+
+    def test_settings_of_the_head_without_a_head_are_refused(self, model) -> None:
+        for name, value in (("labelled_anomalies", 3), ("reconstruction", "finished.ckpt")):
+            with pytest.raises(ValueError, match=f"{name} is for the segmentation head"):
+                model(head=False, **{name: value})
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"pseudo_probability": 0.0}, "probability"),
+            ({"pseudo_blend": (0.5, 0.2)}, "blend"),
+            ({"pseudo_threshold": 1.0}, "threshold"),
+            ({"pseudo_textures": "no_such_folder"}, "there are none in no_such_folder"),
+            ({"mse_weight": -1.0}, "mse_weight -1.0"),
+            ({"head_learning_rate": 0.0}, "learning_rate must be a positive number"),
+            ({"labelled_anomalies": 0}, "at least 1"),
+        ],
+    )
+    def test_settings_that_make_no_sense_are_refused_at_once(self, model, arguments, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            model(**arguments)
+
+    # --- semi-supervised ----------------------------------------------------------------------------------------------
+
+    def test_drawn_anomalies_are_trained_on_and_not_tested_on(
+        self, model, datamodule, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        data = datamodule(val_split_mode="same_as_test")
+        trained = model(labelled_anomalies=3)
+        seen = Seen()
+        with caplog.at_level("INFO"):
+            engine(tmp_path, max_epochs=2, callbacks=[seen]).fit(trained, datamodule=data)
+        drawn = set(trained.labelled.digests)
+        assert len(drawn) == 3
+        assert all(name in caplog.text for name in drawn)
+        for dataset in (data.test_data, data.val_data):
+            assert len(dataset) == 36 - 3
+            assert not [path for path in dataset.samples.image_path if path.endswith(tuple(drawn))]
+        # The same model again, the same data: nothing else is drawn, nothing more is taken out.
+        engine(tmp_path).fit(trained, datamodule=data)
+        assert set(trained.labelled.digests) == drawn
+        assert len(data.test_data) == 33
+
+        # The reconstruction is shown the training images alone; the head, what has been changed in them.
+        known = torch.stack([data.train_data[index].image for index in range(len(data.train_data))])
+        for normal, pseudo, masks in zip(seen.normal, seen.pseudo, seen.masks, strict=True):
+            assert all(any(torch.equal(image, other) for other in known) for image in normal)
+            changed = (pseudo != normal).any(dim=1)
+            assert changed[masks.bool()].float().mean() > 0.9
+            assert changed[~masks.bool()].float().mean() < 0.02  # soft edges of pasted defects
+
+    def test_a_checkpoint_knows_what_not_to_test_on(self, model, datamodule, tmp_path: Path) -> None:
+        engine(tmp_path).fit(model(labelled_anomalies=3), datamodule=datamodule())
+        (finished,) = tmp_path.rglob("finished.ckpt")
+        data = datamodule()
+        other = model()  # as `anomalib test` builds it, with no word about labelled anomalies
+        engine(tmp_path).test(other, datamodule=data, ckpt_path=finished)
+        assert len(data.test_data) == 33
+        data = datamodule()
+        engine(tmp_path).test(InpFormerPlusPlus.load_from_checkpoint(finished), datamodule=data)
+        assert len(data.test_data) == 33
+
+    def test_another_seed_draws_others(self, model, datamodule, tmp_path: Path) -> None:
+        data, drawn = datamodule(), []
+        for seed in (0, 1, 0):
+            trained = model(labelled_anomalies=3, labelled_seed=seed)
+            engine(tmp_path, limit_val_batches=0).fit(trained, datamodule=data)
+            assert len(data.test_data) == 33  # what the last model held out is back
+            drawn.append(set(trained.labelled.digests))
+        assert drawn[0] == drawn[2] != drawn[1]
+
+    def test_images_of_the_same_name_in_other_data_are_tested(
+        self, model, datamodule, data: Path, tmp_path: Path
+    ) -> None:
+        trained = model(labelled_anomalies=3)
+        engine(tmp_path, limit_val_batches=0).fit(trained, datamodule=datamodule())
+        copy = tmp_path / "copy" / "brick"
+        shutil.copytree(data / "brick", copy)
+        for path in copy.glob("test/*/*.png"):
+            Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+        others = MVTecAD(tmp_path / "copy", "brick", 8, 16, num_workers=0)
+        engine(tmp_path).test(trained, datamodule=others)
+        assert len(others.test_data) == 36
+
+    def labelled_folder(self, data: Path, folder: Path, count: int = 2) -> Path:
+        for part in ("images", "masks"):
+            (folder / part).mkdir(parents=True)
+        for index in range(count):
+            shutil.copy(data / f"brick/test/hole/{index:03}.png", folder / f"images/{index}.png")
+            shutil.copy(data / f"brick/ground_truth/hole/{index:03}_mask.png", folder / f"masks/{index}_mask.png")
+        return folder
+
+    def test_labelled_anomalies_of_a_folder(self, model, datamodule, data: Path, tmp_path: Path) -> None:
+        folder = self.labelled_folder(data, tmp_path / "labelled")
+        trained = model(labelled_anomalies=str(folder))
+        engine(tmp_path).fit(trained, datamodule=datamodule())
+        assert len(trained.labelled.defects) == 2
+        mask = np.asarray(Image.open(folder / "masks/0_mask.png")) > 0
+        share = trained.labelled.defects[0].mask.sum().item() / 64**2
+        assert share == pytest.approx(mask.mean(), rel=0.1)
+
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            ("no mask", r"no mask for .*1\.png"),
+            ("empty mask", r"1\.png are empty"),
+            ("size", "another size"),
+            ("nothing", "found no image"),
+        ],
+    )
+    def test_labelled_anomalies_that_cannot_be_used(
+        self, model, datamodule, data: Path, tmp_path: Path, fault: str, message: str
+    ) -> None:
+        folder = self.labelled_folder(data, tmp_path / "labelled")
+        mask = folder / "masks/1_mask.png"
+        if fault == "no mask":
+            mask.unlink()
+        elif fault == "nothing":
+            shutil.rmtree(folder / "images")
+        else:
+            side = 168 if fault == "empty mask" else 100
+            Image.fromarray(np.zeros((side, side), dtype=np.uint8)).save(mask)
+        with pytest.raises(DataError, match=message):
+            engine(tmp_path).fit(model(labelled_anomalies=str(folder)), datamodule=datamodule())
+
+    def test_drawing_more_than_there_are(self, model, datamodule, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"leaves no anomalous image .* there are 24"):
+            engine(tmp_path).fit(model(labelled_anomalies=24), datamodule=datamodule())
+
+    def test_data_without_masks(self, model, data: Path, tmp_path: Path) -> None:
+        folder = Folder(
+            "brick",
+            root=data / "brick",
+            normal_dir="train/good",
+            normal_test_dir="test/good",
+            abnormal_dir="test/hole",
+            num_workers=0,
+            train_batch_size=8,
+        )
+        with pytest.raises(DataError, match="need masks"):
+            engine(tmp_path).fit(model(labelled_anomalies=2), datamodule=folder)
+        # without labelled anomalies such data are as good as any
+        assert engine(tmp_path).train(model(), datamodule=folder)
