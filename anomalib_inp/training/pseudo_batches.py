@@ -17,7 +17,7 @@ from anomalib_inp.data.checks import DataError
 from anomalib_inp.data.labelled import LabelledAnomalies
 from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly
 from anomalib_inp.outputs import PseudoBatch
-from anomalib_inp.training.feature_cache import CachedFeatures, images_of
+from anomalib_inp.training.feature_cache import CachedFeatures, give_images_back, images_of
 
 
 class PseudoBatches(Dataset):
@@ -101,4 +101,9 @@ class PseudoAnomalies(Callback):
         """Give the images back."""
         del pl_module
         if stage == "fit":
-            trainer.datamodule.train_data = images_of(trainer.datamodule.train_data)
+            give_images_back(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the images back after an interrupted training too: it ends without a teardown."""
+        del pl_module, exception
+        give_images_back(trainer)

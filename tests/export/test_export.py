@@ -7,6 +7,7 @@ import itertools
 import shutil
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -463,6 +464,29 @@ def test_a_stream_is_read_as_it_goes(exports, images) -> None:
     assert scores == pytest.approx([scores[0]] * 5, abs=1e-6)
     del results  # with images at work; the next stream finds the model free
     assert [result.pred_score.item() for result in exported.stream([image] * 5)] == pytest.approx(scores, abs=1e-6)
+
+
+def test_a_batch_that_fails_does_not_spoil_the_next_stream(exports, images) -> None:
+    image = read_image(images["same.png"], as_tensor=True).numpy()[None]
+    exported = ExportedModel(exports["openvino"], performance="throughput", streams=2)
+    (expected,) = (result.pred_score.item() for result in exported.stream([image]))
+    for _ in range(5):
+        with pytest.raises(Exception, match="shape"):
+            list(exported.stream([image, image, image[:, :1]]))
+        assert [result.pred_score.item() for result in exported.stream([image] * 4)] == pytest.approx([expected] * 4)
+
+
+def test_several_streams_are_read_at_a_time(exports, images) -> None:
+    batches = [read_image(path, as_tensor=True).numpy()[None] for path in images.values()] * 2
+    exported = ExportedModel(exports["openvino"], performance="throughput", streams=2)
+    expected = [exported(batch).pred_score.item() for batch in batches]
+    both = zip(exported.stream(batches), exported.stream(batches[::-1]), strict=True)
+    for index, (first, second) in enumerate(both):
+        assert first.pred_score.item() == pytest.approx(expected[index], abs=1e-6)
+        assert second.pred_score.item() == pytest.approx(expected[-1 - index], abs=1e-6)
+    with ThreadPoolExecutor(3) as threads:
+        streams = threads.map(lambda _: [result.pred_score.item() for result in exported.stream(batches)], range(3))
+        assert all(scores == pytest.approx(expected, abs=1e-6) for scores in streams)
 
 
 def test_streams_are_for_openvino_and_performance_is_one_of_two(exports) -> None:

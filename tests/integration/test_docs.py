@@ -29,6 +29,7 @@ WITH_EXAMPLES = [ROOT / "README.md"] + [
         "thresholds",
         "coming_from_anomalib",
         "published_checkpoints",
+        "inp_former_plus_plus",
     )
 ]
 
@@ -179,9 +180,9 @@ def test_what_the_pipeline_names_exists() -> None:
 
 
 def test_arguments_that_the_pages_name_exist() -> None:
-    from anomalib_inp import InpFormer
+    from anomalib_inp import InpFormer, InpFormerPlusPlus
 
-    arguments = inspect.signature(InpFormer).parameters
+    arguments = {**inspect.signature(InpFormer).parameters, **inspect.signature(InpFormerPlusPlus).parameters}
     for page in PAGES:
         named = set(re.findall(r"--model\.(\w+)", page.read_text(encoding="utf-8"))) - {"help"}
         assert named <= arguments.keys(), (page.name, named - arguments.keys())

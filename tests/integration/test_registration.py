@@ -29,7 +29,8 @@ from anomalib.models import AnomalibModule, get_model, list_models
 
 names = [model.__name__ for model in AnomalibModule.__subclasses__()]
 assert names.count("InpFormer") == names.count("BuiltinInpFormer") == 1, names
-assert {{"inp_former", "builtin_inp_former"}} <= list_models(), list_models()
+assert names.count("InpFormerPlusPlus") == 1, names
+assert {{"inp_former", "inp_former_plus_plus", "builtin_inp_former"}} <= list_models(), list_models()
 assert {{"InpFormer", "BuiltinInpFormer"}} <= list_models("pascal"), list_models("pascal")
 
 import anomalib_inp
@@ -48,8 +49,10 @@ class Called(Exception):
 def call(self, *_, **__):
     raise Called(type(self))
 
-ours.__init__ = theirs.__init__ = call  # Building an encoder would need its weights.
-for name, model in [("inp_former", ours), ("InpFormer", ours), ("builtin_inp_former", theirs)]:
+plus_plus = anomalib_inp.InpFormerPlusPlus
+ours.__init__ = theirs.__init__ = plus_plus.__init__ = call  # Building an encoder would need its weights.
+called = [("inp_former", ours), ("InpFormer", ours), ("builtin_inp_former", theirs)]
+for name, model in [*called, ("inp_former_plus_plus", plus_plus), ("InpFormerPlusPlus", plus_plus)]:
     try:
         get_model(name)
         raise AssertionError(name)
@@ -135,6 +138,15 @@ for name in inspect.signature(InpFormer).parameters:
     assert f"--model.{{name}} " in text, (name, text)
 assert "Intrinsic normal prototypes per image. (type: int, default: 6)" in text, text
 assert command("train", "--model.help", "anomalib_inp.InpFormer") == text
+
+text = command("train", "--model.help", "InpFormerPlusPlus")
+assert "Help for --model.help=anomalib_inp.InpFormerPlusPlus" in text, text
+from anomalib_inp import InpFormerPlusPlus
+names = {{**inspect.signature(InpFormer).parameters, **inspect.signature(InpFormerPlusPlus).parameters}}
+for name in set(names) - {{"kwargs"}}:
+    assert f"--model.{{name}} " in text, (name, text)
+model = model_of("--model", "InpFormerPlusPlus", "--model.num_prototypes", "5", "--model.labelled_anomalies", "3")
+assert model["init_args"]["num_prototypes"] == 5 and model["init_args"]["labelled_anomalies"] == 3, model
 
 model = model_of("--model", "InpFormer", "--model.num_prototypes", "5")
 assert model["class_path"] == "anomalib_inp.InpFormer", model

@@ -1,6 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
+import errno
 import os
 import pickle
 import shutil
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2 import RandomHorizontalFlip, Resize
 
 from anomalib_inp import InpFormer
+from anomalib_inp.cache_folder import VARIABLE
 from anomalib_inp.data.checks import DataError
 from anomalib_inp.data.sample import write_sample_data
 from anomalib_inp.training import feature_cache
@@ -173,6 +175,46 @@ def test_images_come_back_after_training(model, datamodule, tmp_path: Path) -> N
     assert module.train_data[0].image.shape[0] == 3
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_images_come_back_after_an_interrupted_training(model, datamodule, tmp_path: Path, error: type) -> None:
+    """Lightning calls no teardown then; the next model would train on the features of this one."""
+
+    class Interrupt(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            raise error
+
+    data = datamodule()
+    with pytest.raises((error, SystemExit)):
+        train(model(feature_cache="memory"), data, tmp_path, callbacks=[Interrupt()])
+    assert not isinstance(data.train_data, CachedFeatures)
+
+
+def test_a_disk_that_fills_up_is_named_and_a_broken_image_is_not_taken_for_one(
+    model, datamodule, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_cache, "write_features", full)
+        with pytest.raises(DataError, match=r"cannot be written to .*No space left.*feature_cache_dir"):
+            train(model(feature_cache="disk"), datamodule(), tmp_path)
+
+    copy = shutil.copytree(data, tmp_path / "copy")
+    broken = sorted((copy / "brick/train/good").iterdir())[7]
+    broken.write_bytes(broken.read_bytes()[:2000])
+    with pytest.raises(DataError, match=f"cannot be decoded: {broken}"):
+        train(model(feature_cache="disk"), datamodule(copy), tmp_path)
+
+
+def test_a_folder_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert feature_cache.FeatureCache("disk", folder="~/features").folder == tmp_path / "features"
+    monkeypatch.setenv(VARIABLE, "~/caches")
+    assert feature_cache.FeatureCache("disk").folder == tmp_path / "caches/features"
+
+
 def test_images_that_change_every_epoch_are_refused(model, datamodule, tmp_path: Path) -> None:
     augmented = datamodule(train_augmentations=RandomHorizontalFlip())
     with pytest.raises(DataError, match=r"(?s)RandomHorizontalFlip.*other images in every epoch.*feature_cache off"):
@@ -195,7 +237,7 @@ def test_a_disk_or_memory_that_is_too_small_is_named(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"feature_cache": "tape"}, "feature_cache must be one of memory, disk, got 'tape'"),
+        ({"feature_cache": "tape"}, "feature_cache must be one of off, memory, disk, got 'tape'"),
         ({"feature_cache": "disk", "feature_cache_dtype": "int8"}, "feature_cache_dtype must be one of"),
     ],
 )

@@ -1,0 +1,87 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pseudo-anomalies: how many a core makes in a second, and a picture of twelve: ``make bench-pseudo``."""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pages
+import torch
+from anomalib.data import MVTecAD
+from anomalib.data.utils import read_image
+from PIL import Image
+from skimage.segmentation import find_boundaries
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly, cut_out
+from anomalib_inp.data.sample import CATEGORIES, write_sample_data
+
+SIZE = 392
+OUTLINE = (0.93, 0.27, 0.1)
+
+
+def images_per_second(make: PseudoAnomaly, images: Tensor, rounds: int = 7) -> tuple[float, str]:
+    """Median over some rounds, and the same with its spread; the images are in memory."""
+    make(images)
+    rates = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        make(images)
+        rates.append(len(images) / (time.perf_counter() - start))
+    return statistics.median(rates), f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
+
+
+def outlined(image: Tensor, mask: Tensor) -> Tensor:
+    """Draw the outline of a mask."""
+    edge = torch.from_numpy(find_boundaries(mask.numpy().astype(bool), mode="outer"))
+    return torch.where(edge, torch.tensor(OUTLINE).view(3, 1, 1), image)
+
+
+def main() -> None:
+    """Measure, draw, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=pages.DOCS / "inp_former_plus_plus.md", help="page with the table")
+    page = parser.parse_args().out
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_sample_data(Path(folder) / "sample")
+        data = MVTecAD(root, CATEGORIES[0], num_workers=0)
+        data.setup()
+        item = next(item for item in data.test_data if item.gt_mask.any())
+        defect = cut_out(item.image, item.gt_mask.bool())
+        normal = [
+            torch.stack([read_image(path, as_tensor=True) for path in sorted((root / name / "train/good").iterdir())])
+            for name in CATEGORIES
+        ]
+        large = torch.nn.functional.interpolate(normal[0][:16], size=(SIZE, SIZE), mode="bilinear")
+        kinds = {
+            "patches of other images": PseudoAnomaly(probability=1),
+            "a folder of textures (files of 168x168)": PseudoAnomaly(root / CATEGORIES[1] / "train", probability=1),
+            "the same, kept to the foreground": PseudoAnomaly(
+                root / CATEGORIES[1] / "train", probability=1, foreground=True
+            ),
+            "textures and pasted defects": PseudoAnomaly(probability=1, defects=[defect]),
+        }
+        rows = [[kind, images_per_second(make, large)[1]] for kind, make in kinds.items()]
+        twelve = []
+        for images in normal:
+            changed, masks = PseudoAnomaly(probability=1)(images[:4])
+            twelve += [torch.cat([images[i], changed[i], outlined(changed[i], masks[i])], dim=2) for i in range(4)]
+    picture = make_grid(torch.stack(twelve), nrow=2, padding=6, pad_value=1)
+    Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy().astype(np.uint8)).save(
+        pages.DOCS / "images" / "pseudo_anomalies.png", optimize=True
+    )
+    note = f"{pages.machine().replace('2 threads', '1 thread')}; {SIZE} px, images in memory, every image anomalous."
+    note = note.replace("1 threads", "1 thread")
+    pages.replace(page, "pseudo", f"{pages.table(['texture', 'images a second'], rows, ' r')}\n\n{note}")
+
+
+if __name__ == "__main__":
+    main()
