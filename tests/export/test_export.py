@@ -23,7 +23,7 @@ from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from PIL import Image
 
-from anomalib_inp import InpFormer, deploy
+from anomalib_inp import InpFormer, InpFormerPlusPlus, deploy
 from anomalib_inp.cache_folder import VARIABLE
 from anomalib_inp.deploy import ExportedModel, Metadata, read_metadata
 from anomalib_inp.preprocessing import WHOLE_IMAGE
@@ -70,10 +70,10 @@ def assert_no_errors(printed: str) -> None:
         assert word not in printed.lower(), printed
 
 
-def build(encoder_file: Path, **kwargs: object) -> InpFormer:
+def build(model_class: type[InpFormer | InpFormerPlusPlus], encoder_file: Path, **kwargs: object) -> InpFormer:
     """A model whose trained weights matter: scores of different images differ by far more than the tolerance."""
     torch.manual_seed(0)
-    model = InpFormer(
+    model = model_class(
         encoder="test_vit",
         encoder_weights=str(encoder_file),
         target_layers=[1, 2],  # a small graph exports fast
@@ -111,10 +111,15 @@ def predict(model: InpFormer, images: dict[str, Path], folder: Path) -> dict[str
     return {Path(batch.image_path[0]).name: batch for batch in batches}
 
 
-@pytest.fixture(scope="module")
-def model(tiny_encoder_file: Path, images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> InpFormer:
+@pytest.fixture(scope="module", params=[InpFormer, InpFormerPlusPlus])
+def model(
+    request: pytest.FixtureRequest,
+    tiny_encoder_file: Path,
+    images: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> InpFormer:
     """A model whose thresholds part the images, and the pixels of most."""
-    model = build(tiny_encoder_file, image_size=(64, 96))
+    model = build(request.param, tiny_encoder_file, image_size=(64, 96))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There are no thresholds")
         raw = predict(model, images, tmp_path_factory.mktemp("raw")).values()
@@ -290,7 +295,7 @@ def test_files_that_are_no_export_of_ours(tmp_path: Path) -> None:
 @pytest.fixture
 def cropped(tiny_encoder_file: Path, tmp_path: Path) -> InpFormer:
     """Thresholds by hand, both the same and equal to other constants of the graph; so the span is unknown, 1."""
-    model = build(tiny_encoder_file, image_size=(80, 112), crop_size=(64, 96))
+    model = build(InpFormer, tiny_encoder_file, image_size=(80, 112), crop_size=(64, 96))
     model.post_processor.set_thresholds(image=1.0, pixel=1.0)
     return model
 
