@@ -27,8 +27,8 @@ from anomalib_inp.data.checks import DataError, header_fault, some_of
 TILES = 8
 """Rows and columns of the patches that another training image is shuffled in, where there are no textures."""
 
-FINEST = 32
-"""Least side of the noise in pixels: anomalib draws up to so many waves."""
+NOISE = 128
+"""Side of the noise in pixels, which has 1 to 32 waves along each side."""
 
 CHANGE_COLOURS = Compose([ColorJitter(brightness=0.5, contrast=0.5, saturation=0.5), RandomChannelPermutation()])
 CHANGE_LIGHT = ColorJitter(brightness=0.2, contrast=0.2)
@@ -128,18 +128,17 @@ class PseudoAnomaly:
     def _texture(self, other: Tensor) -> Tensor:
         if self.textures is None:
             return CHANGE_COLOURS(shuffle_patches(other))
-        texture = read_image(self.textures[_draw(len(self.textures))], as_tensor=True)
-        return CHANGE_COLOURS(T.resize(texture, list(other.shape[-2:]), antialias=True))
+        texture = CHANGE_COLOURS(read_image(self.textures[_draw(len(self.textures))], as_tensor=True))
+        return T.resize(texture, list(other.shape[-2:]), antialias=True)
 
 
 def perlin_mask(image: Tensor, threshold: float) -> Tensor:
     """Draw a mask ``(H, W)`` of Perlin noise, turned by any angle; never empty before it is turned.
 
-    The noise is smooth, so that half the resolution is enough of it.
+    The noise is smooth, so that it is drawn small and enlarged.
     """
     height, width = image.shape[-2:]
-    sides = (max(FINEST, side // 2 + 1) for side in (height, width))
-    noise = generate_perlin_noise(*sides, device=image.device)
+    noise = generate_perlin_noise(NOISE, NOISE, device=image.device)
     if noise.max() <= threshold:  # as anomalib does: stretch what is too flat
         low, high = noise.aminmax()
         noise = (noise - low) / (high - low).clamp(min=1e-6) * 2 - 1

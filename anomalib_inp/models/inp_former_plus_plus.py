@@ -171,7 +171,16 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
         checkpoint["labelled_anomalies"] = dict(self.labelled.digests)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the labelled anomalies of the training out of what is tested."""
+        """Leave the labelled anomalies of the training out of what is tested.
+
+        Raises:
+            ValueError: The checkpoint has a segmentation head and the model none, or the other way round.
+        """
+        trained = any(name.startswith("model.heads.") for name in checkpoint["state_dict"])
+        if trained != (self.head is not None):
+            has, switch = ("a", "true") if trained else ("no", "false")
+            msg = f"The checkpoint has {has} segmentation head: build the model with --model.head {switch}."
+            raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
         self.labelled.digests = dict(checkpoint.get("labelled_anomalies", {}))
         if self._trainer is not None and self.trainer.datamodule is not None:

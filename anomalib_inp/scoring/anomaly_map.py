@@ -26,12 +26,12 @@ def reconstruction_error(reconstruction: Reconstruction) -> Tensor:
 def cosine_and_length_error(reconstruction: Reconstruction) -> Tensor:
     """Mean of cosine distance and length of the difference per patch, ``(B, h, w)`` (INP-Former++, anomaly map).
 
-    The length is relative to the mean length of the image's tokens: over hundreds of channels it would drown a cosine
-    distance otherwise. That is our choice.
+    The length is relative to the token's own: over hundreds of channels it would drown a cosine distance otherwise, and
+    long tokens would drown the others. That is our choice (docs/inp_former_plus_plus.md).
     """
 
     def error(rebuilt: Tensor, target: Tensor) -> Tensor:
-        relative = length(target - rebuilt) / length(target).mean(dim=1, keepdim=True)
+        relative = length(target - rebuilt) / length(target)
         return (cosine_distance(rebuilt, target) + relative) / 2
 
     return _mean_over_groups(error, reconstruction)

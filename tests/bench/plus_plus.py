@@ -18,6 +18,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import pages
+import plus_plus_cost
 import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
@@ -157,6 +158,8 @@ def table(results: dict[str, dict[str, Metrics]]) -> str:
     """Write all results as Markdown: each category, then the mean over those that all rows have."""
     found: dict[tuple[str, str], list[Metrics]] = defaultdict(list)
     for key, rows in results.items():
+        if "/" not in key:
+            continue  # what is no accuracy
         for row, metrics in rows.items():
             found[key.split("/")[1], row].append(metrics)
     lines = []
@@ -187,6 +190,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=pages.DOCS / "benchmarks.md", help="page that holds the table")
     arguments = parser.parse_args()
     results = pages.Results(RESULTS)
+    cost = plus_plus_cost.table(results.get("cost", plus_plus_cost.measure))
+    pages.replace(arguments.out.with_name("inp_former_plus_plus.md"), "cost", cost)
     for category in CATEGORIES:
         results.get(f"nearest_patch/{category}", partial(nearest_patch, arguments.data, category))
     for seed in SEEDS:

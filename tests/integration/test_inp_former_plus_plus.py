@@ -4,6 +4,7 @@
 """INP-Former++ inside anomalib: what INP-Former does not have."""
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus
 from anomalib_inp.data.checks import DataError
+from anomalib_inp.models.loading import load_model
 from anomalib_inp.training.pseudo_batches import PseudoBatches
 
 MAPS = ("fused", "reconstruction", "segmentation", "prototype_distance", "nearest_prototype_distance")
@@ -64,6 +66,25 @@ class TestInpFormerPlusPlus(ModelTester):
         assert model(head=False).model.map == "reconstruction"
         with pytest.raises(ValueError, match="must be one of reconstruction, prototype_distance"):
             model(head=False, map="fused")
+
+    def test_a_checkpoint_with_a_head_is_not_loaded_into_a_model_without(
+        self, model, datamodule, tmp_path: Path
+    ) -> None:
+        for head, needed in ((True, "a segmentation head.*--model.head true"), (False, "no segmentation.*head false")):
+            engine(tmp_path / str(head), limit_val_batches=0).fit(model(head=head), datamodule=datamodule())
+            (finished,) = (tmp_path / str(head)).rglob("finished.ckpt")
+            with pytest.raises(ValueError, match=needed):
+                engine(tmp_path).test(model(head=not head), datamodule=datamodule(), ckpt_path=finished)
+
+    def test_thresholds_of_another_map_are_warned_of(self, model, datamodule, tmp_path: Path) -> None:
+        engine(tmp_path).fit(model(), datamodule=datamodule())
+        (finished,) = tmp_path.rglob("finished.ckpt")
+        with pytest.warns(UserWarning, match="are of the map 'fused', but the map 'segmentation' is shown"):
+            InpFormerPlusPlus.load_from_checkpoint(finished, map="segmentation")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            assert load_model(finished).model.map == "fused"
+            assert isinstance(load_model(finished), InpFormerPlusPlus)
 
     # --- training -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomalib_inp.outputs import PatchFeatures, Reconstruction
-from anomalib_inp.scoring.anomaly_map import Smoothing, nearest_prototype_distance, reconstruction_error
+from anomalib_inp.scoring.anomaly_map import (
+    Smoothing,
+    cosine_and_length_error,
+    nearest_prototype_distance,
+    reconstruction_error,
+)
 
 RIGHT, UP, LEFT = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0])
 
@@ -45,6 +50,14 @@ def test_prototype_distance_by_hand() -> None:
     encoded = [tokens(UP, RIGHT, 3 * RIGHT), tokens(UP, UP, LEFT)]
     distances = nearest_prototype_distance(reconstruction(encoded, encoded, tokens(UP, LEFT)))
     torch.testing.assert_close(distances, torch.tensor([[[0.0, 1 - 2**-0.5, 1.0]]]))
+
+
+def test_cosine_and_length_error_by_hand() -> None:
+    encoded = [tokens(RIGHT, 2 * RIGHT), tokens(RIGHT, 5 * UP)]
+    rebuilt = [tokens(3 * RIGHT, 2 * UP), tokens(LEFT, 5 * UP)]
+    # cosine distances (0, 1) and (2, 0); lengths of the difference over the token's (2, sqrt(2)) and (2, 0)
+    errors = cosine_and_length_error(reconstruction(encoded, rebuilt, tokens(UP)))
+    torch.testing.assert_close(errors, torch.tensor([[[(0 + 2 + 2 + 2) / 4, (1 + 2**0.5 + 0 + 0) / 4]]]))
 
 
 def test_readings_differ_in_what_they_read() -> None:
