@@ -13,7 +13,7 @@ anomalib train "${MODEL[@]}" \
     --data MVTecAD --data.root "$OUT/data" --data.category "$CATEGORY" \
     --data.train_batch_size 8 --data.eval_batch_size 8 --data.num_workers 0 \
     --data.val_split_mode from_test --data.val_split_ratio 0.5 \
-    --model.feature_cache memory \
+    --model.recipe short --model.feature_cache memory \
     --trainer.max_epochs 20 --trainer.check_val_every_n_epoch 20 --default_root_dir "$OUT/results"
 
 RUN=$OUT/results/InpFormer/MVTecAD/$CATEGORY/latest

@@ -86,6 +86,8 @@ class ModelTester:
     model_class: type[AnomalibModule]
     weights: dict[str, float]
     """Weights of the terms of the loss."""
+    published_rate: float
+    """Learning rate of the published recipe."""
 
     @pytest.fixture(scope="class")
     def data(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -184,6 +186,16 @@ class ModelTester:
         assert len(rates) == 6
         cosine = [1e-4 + 4.5e-4 * (1 + torch.cos(torch.tensor(torch.pi * s / 4)).item()) for s in range(4)]
         assert rates == pytest.approx([0.0, 1e-3, *cosine], rel=1e-5)
+
+    def test_a_recipe_fills_in_what_is_not_given(self, model) -> None:
+        rates = {"published": self.published_rate, "short": 1e-4}
+        for name, rate in rates.items():
+            assert model(recipe=name).recipe.learning_rate == rate
+        assert model().recipe == model(recipe="published").recipe
+        mixed = model(recipe="short", learning_rate=3e-4, warmup_steps=7).recipe
+        assert (mixed.learning_rate, mixed.final_learning_rate, mixed.warmup_steps) == (3e-4, 1e-5, 7)
+        with pytest.raises(ValueError, match="recipe must be one of published, short, got 'long'"):
+            model(recipe="long")
 
     def test_max_steps_sets_the_length_of_the_schedule(self, model, datamodule, tmp_path: Path) -> None:
         run = engine(tmp_path, max_epochs=-1, max_steps=6)

@@ -15,7 +15,7 @@ from anomalib_inp.models.base import InpModel
 from anomalib_inp.models.steps import num_images
 from anomalib_inp.network.weights import read_weights
 from anomalib_inp.outputs import PatchFeatures
-from anomalib_inp.training.recipe import Recipe
+from anomalib_inp.training.recipe import SHORT, Recipe
 
 
 class InpFormer(InpModel, AnomalibModule):
@@ -31,7 +31,7 @@ class InpFormer(InpModel, AnomalibModule):
         >>> Engine().train(InpFormer(), datamodule=MVTecAD(category="screw"))  # doctest: +SKIP
     """
 
-    recipes: ClassVar = {"published": Recipe(), "short": Recipe()}
+    recipes: ClassVar = {"published": Recipe(), "short": SHORT}
 
     def training_step(self, batch: ImageBatch | PatchFeatures, *_: Any) -> Tensor:
         """Reconstruct a batch of normal images."""

@@ -25,7 +25,7 @@ from anomalib_inp.outputs import PatchFeatures, PseudoBatch
 from anomalib_inp.scoring.anomaly_map import plus_plus_maps
 from anomalib_inp.scoring.detector import InpDetector
 from anomalib_inp.training.pseudo_batches import PseudoAnomalies
-from anomalib_inp.training.recipe import Recipe
+from anomalib_inp.training.recipe import SHORT, Recipe
 
 
 class InpFormerPlusPlus(InpModel, AnomalibModule):
@@ -68,7 +68,7 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
         >>> Engine().train(InpFormerPlusPlus(), datamodule=MVTecAD(category="screw"))  # doctest: +SKIP
     """
 
-    recipes: ClassVar = {"published": Recipe(learning_rate=5e-4), "short": Recipe(learning_rate=5e-4)}
+    recipes: ClassVar = {"published": Recipe(learning_rate=5e-4), "short": SHORT}
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
         | None = None,
         mse_weight: float = 1.0,
         head: bool = True,
-        head_learning_rate: float = 5e-4,
+        head_learning_rate: float = 2e-3,
         reconstruction: str | None = None,
         pseudo_textures: str | None = None,
         pseudo_probability: float = 0.5,

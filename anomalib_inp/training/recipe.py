@@ -75,3 +75,7 @@ class Recipe:
         # resumed for longer would stay at the final learning rate.
         scheduler = LambdaLR(optimizer, lambda step: schedule(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+SHORT = Recipe(learning_rate=1e-4, final_learning_rate=1e-5)
+"""For a few hundred steps on one category: a tenth of the published rate (docs/benchmarks.md)."""

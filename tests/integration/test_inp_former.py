@@ -17,6 +17,7 @@ from anomalib_inp import InpFormer
 class TestInpFormer(ModelTester):
     model_class = InpFormer
     weights = {"mining": 1.0, "coherence": 0.2}
+    published_rate = 1e-3
 
     @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("cl")), reason="torch.compile needs a C++ compiler")
     def test_a_compiled_training_is_the_same_training(self, model, datamodule, tmp_path: Path) -> None:

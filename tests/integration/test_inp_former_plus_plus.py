@@ -41,6 +41,7 @@ class Seen(Callback):
 class TestInpFormerPlusPlus(ModelTester):
     model_class = InpFormerPlusPlus
     weights = {"mining": 1.0, "mining_mse": 1.0, "coherence": 0.2, "segmentation": 1.0}
+    published_rate = 5e-4
 
     # --- maps ---------------------------------------------------------------------------------------------------------
 

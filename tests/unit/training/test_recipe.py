@@ -35,6 +35,18 @@ def rates(configured: dict[str, Any], steps: int) -> list[float]:
     return found
 
 
+def test_groups_have_rates_of_their_own_on_one_schedule() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(2))]}, {"params": [nn.Parameter(torch.ones(2))], "lr": 4e-3}]
+    configured: Any = Recipe(learning_rate=1e-3, warmup_steps=3).configure(groups, 20)
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    for _ in range(20):
+        first, second = (group["lr"] for group in optimizer.param_groups)
+        assert second == pytest.approx(4 * first)
+        optimizer.step()
+        scheduler.step()
+    assert first < 1.1e-4
+
+
 def test_optimizer_of_the_paper() -> None:
     configured = configure(Recipe(), 1000)
     optimizer = configured["optimizer"]
