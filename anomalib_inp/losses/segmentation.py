@@ -6,11 +6,14 @@
 from torch import Tensor
 
 SMOOTHING = 1.0
-"""Pixels added to overlap and areas: an image without an anomaly asks for an empty mask instead of giving 0/0."""
+"""Pixels added to overlap and areas: a batch without an anomaly asks for empty masks instead of giving 0/0."""
 
 
 def dice_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """One minus the Dice coefficient of each image, mean over the images (INP-Former++, segmentation loss).
+    """One minus the Dice coefficient of a batch, its images taken as one (INP-Former++, segmentation loss).
+
+    Image by image, one wrong pixel in an image without an anomaly would cost as much as a whole missed anomaly, and the
+    way out is to find nothing at all. That is our choice (docs/inp_former_plus_plus.md).
 
     Args:
         probabilities: Predicted masks ``(B, H, W)`` in [0, 1].
@@ -19,6 +22,5 @@ def dice_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
     Returns:
         The loss, a scalar in [0, 1).
     """
-    overlap = (probabilities * masks).sum(dim=(1, 2))
-    areas = probabilities.sum(dim=(1, 2)) + masks.sum(dim=(1, 2))
-    return (1 - (2 * overlap + SMOOTHING) / (areas + SMOOTHING)).mean()
+    overlap, areas = (probabilities * masks).sum(), probabilities.sum() + masks.sum()
+    return 1 - (2 * overlap + SMOOTHING) / (areas + SMOOTHING)
