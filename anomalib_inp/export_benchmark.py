@@ -109,10 +109,13 @@ def benchmark_export(
         msg = f"runs must be at least 2, got {runs}."
         raise ValueError(msg)
     items = find_images(images)
-    if calibration is not None:
-        find_images(calibration)  # says at once what is wrong
+    folder = calibration or images.parent / "train" / "good"
+    # A folder that was named must be there, the other may be missing.
+    normal = find_images(folder) if calibration is not None or folder.is_dir() else []
+    if not normal:
+        rank_zero_warn(f"No INT8: there are no normal images to calibrate with in {folder}; see --calibration.")
     model = load_model(checkpoint)
-    formats = list(export_all(model, checkpoint, calibration or images.parent / "train" / "good", output))
+    formats = list(export_all(model, checkpoint, normal, output))
     del model
     costs: dict[Format, Cost] = {}
     console = Console()
@@ -126,7 +129,7 @@ def benchmark_export(
     report(costs, output, console)
 
 
-def export_all(model: InpModel, checkpoint: Path, calibration: Path, output: Path) -> Iterator[Format]:
+def export_all(model: InpModel, checkpoint: Path, normal: list[Item], output: Path) -> Iterator[Format]:
     """Write every format and list how each is measured, PyTorch first."""
     import openvino
 
@@ -138,12 +141,10 @@ def export_all(model: InpModel, checkpoint: Path, calibration: Path, output: Pat
         "OpenVINO FP32": save_openvino(graph, output / "fp32.xml"),
         "OpenVINO FP16": save_openvino(graph, output / "fp16.xml", half=True),
     }
-    if calibration.is_dir():
-        samples = [read(item) for item in find_images(calibration)[: quantization.CALIBRATION_IMAGES]]
+    if normal:
+        samples = [read(item) for item in normal[: quantization.CALIBRATION_IMAGES]]
         graph = quantization.quantize(graph, samples)
         exports["OpenVINO INT8"] = save_openvino(graph, output / "int8.xml", half=True)
-    else:
-        rank_zero_warn(f"No INT8: there are no normal images to calibrate with in {calibration}; see --calibration.")
     for device in openvino.Core().available_devices:
         for name, path in exports.items():
             yield Format(name, path, device, "f32")

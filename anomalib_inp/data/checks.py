@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 from rich.progress import track
+from torchvision.datasets.folder import IMG_EXTENSIONS as IMAGE_SUFFIXES
 
 from anomalib_inp.preprocessing import WHOLE_IMAGE, InpPreProcessor
 
@@ -97,7 +98,7 @@ class DataCheck(Callback):
                 raise DataError(msg)
             images = set(dataset.samples.image_path)
             is_mask.update((path, path not in images) for path in _paths(dataset))
-        _check_headers(is_mask)
+        check_headers(is_mask)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count."""
@@ -163,6 +164,11 @@ class DataCheck(Callback):
             )
 
 
+def image_files(folder: Path) -> list[Path]:
+    """List the images below a folder, whatever they are of."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """List what anomalib takes for images and masks of this layout."""
     return (path for path in folder.glob("*") if path.suffix in IMG_EXTENSIONS)
@@ -173,7 +179,12 @@ def _paths(dataset: AnomalibDataset) -> list[str]:
     return [*dataset.samples.image_path, *masks]
 
 
-def _check_headers(is_mask: Mapping[str, bool]) -> None:
+def check_headers(is_mask: Mapping[str, bool]) -> None:
+    """Look at the headers of files, and whether each is a mask.
+
+    Raises:
+        DataError: A file is no image that can be used.
+    """
     paths: Iterable[str] = track(list(is_mask), "Looking at the images") if len(is_mask) > MANY else is_mask
     broken = [fault for path in paths if (fault := header_fault(path, is_mask[path]))]
     if broken:

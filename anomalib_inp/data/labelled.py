@@ -17,10 +17,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from pandas import DataFrame
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as T
 
-from anomalib_inp.data.checks import DataError, some_of
+from anomalib_inp.data.checks import DataError, image_files, some_of
 from anomalib_inp.data.pseudo_anomaly import Defect, cut_out
 
 HELD_OUT = "held_out_samples"
@@ -173,11 +172,10 @@ def _read(image: Path, mask: Path, size: tuple[int, ...]) -> tuple[Tensor, Tenso
 
 
 def _images_by_name(folder: Path) -> dict[str, Path]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-    return {str(path.relative_to(folder).with_suffix("")): path for path in paths}
+    return {str(path.relative_to(folder).with_suffix("")): path for path in image_files(folder)}
 
 
 def _below(path: Path, root: Any) -> str:
     """Path below a root, or the path itself where it lies elsewhere."""
-    inside = root is not None and path.resolve().is_relative_to(Path(root).resolve())
-    return str(path.resolve().relative_to(Path(root).resolve())) if inside else str(path)
+    whole, above = path.resolve(), None if root is None else Path(root).resolve()
+    return str(whole.relative_to(above)) if above and whole.is_relative_to(above) else str(path)

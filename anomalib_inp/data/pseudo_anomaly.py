@@ -18,11 +18,10 @@ from anomalib.data.utils.generators.perlin import generate_perlin_noise
 from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import ColorJitter, Compose, RandomChannelPermutation
 from torchvision.transforms.v2 import functional as T
 
-from anomalib_inp.data.checks import DataError, header_fault, some_of
+from anomalib_inp.data.checks import DataError, check_headers, image_files
 
 TILES = 8
 """Rows and columns of the patches that another training image is shuffled in, where there are no textures."""
@@ -204,14 +203,11 @@ def foreground(image: Tensor) -> Tensor:
 
 
 def _texture_files(folder: Path) -> list[str]:
-    files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    files = [str(path) for path in image_files(folder)]
     if not files:
         msg = f"Expected a folder of texture images, such as the Describable Textures, but there are none in {folder}."
         raise DataError(msg)
-    broken = [fault for path in files if (fault := header_fault(path))]
-    if broken:
-        msg = f"Textures are no images that can be used: {some_of(broken)}. Replace or remove them."
-        raise DataError(msg)
+    check_headers(dict.fromkeys(files, False))
     return files
 
 

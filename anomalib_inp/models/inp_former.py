@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anomalib_inp.checkpoints import load_trained, take_apart
 from anomalib_inp.models.base import InpModel
-from anomalib_inp.models.steps import num_images
+from anomalib_inp.models.steps import num_images, source_of
 from anomalib_inp.network.weights import read_weights
 from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.training.recipe import SHORT, Recipe
@@ -35,8 +35,7 @@ class InpFormer(InpModel, AnomalibModule):
 
     def training_step(self, batch: ImageBatch | PatchFeatures, *_: Any) -> Tensor:
         """Reconstruct a batch of normal images."""
-        source = batch if isinstance(batch, PatchFeatures) else batch.image
-        terms = self.reconstruction_terms(source)
+        terms = self.reconstruction_terms(source_of(batch))
         self.log_terms(terms, num_images(batch))
         return terms["loss"]
 

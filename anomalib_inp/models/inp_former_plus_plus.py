@@ -19,13 +19,13 @@ from anomalib_inp.data.labelled import LabelledAnomalies
 from anomalib_inp.losses.objective import InpFormerPlusPlusObjective
 from anomalib_inp.losses.segmentation import dice_loss
 from anomalib_inp.models.base import InpModel
-from anomalib_inp.models.steps import full_precision, num_images, reconstruct
+from anomalib_inp.models.steps import full_precision, num_images, reconstruct, source_of
 from anomalib_inp.network.residual_head import SegmentationHead
 from anomalib_inp.outputs import PatchFeatures, PseudoBatch
 from anomalib_inp.scoring.anomaly_map import plus_plus_maps
 from anomalib_inp.scoring.detector import InpDetector
 from anomalib_inp.training.pseudo_batches import PseudoAnomalies
-from anomalib_inp.training.recipe import SHORT, Recipe
+from anomalib_inp.training.recipe import SHORT, Recipe, check_positive
 
 
 class InpFormerPlusPlus(InpModel, AnomalibModule):
@@ -104,7 +104,7 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
             threshold=pseudo_threshold,
             foreground=pseudo_foreground,
         )
-        head_recipe = Recipe(learning_rate=head_learning_rate)
+        check_positive("head_learning_rate", head_learning_rate)
         super().__init__(encoder, encoder_weights, **kwargs)
         network, map_size = self.model.network, self.model.smoothing.map_size
         segmentation = SegmentationHead(network.encoder.embed_dim, network.encoder.patch_size) if head else None
@@ -113,7 +113,7 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
         self.objective = InpFormerPlusPlusObjective(
             self.objective.coherence_weight, self.objective.mining_power, mse_weight
         )
-        self.head_learning_rate = head_recipe.learning_rate
+        self.head_learning_rate = head_learning_rate
         self.labelled = labelled
         self.pseudo = pseudo
         if reconstruction is not None:
@@ -135,7 +135,7 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
         normal, pseudo = batch if isinstance(batch, PseudoBatch) else (batch, None)
         terms: dict[str, Tensor] = {}
         if self.trained:
-            terms = self.reconstruction_terms(normal if isinstance(normal, PatchFeatures) else normal.image)
+            terms = self.reconstruction_terms(source_of(normal))
         if pseudo is not None:
             segmentation = self.segmentation_term(pseudo)
             terms |= {"segmentation": segmentation, "loss": terms.get("loss", 0) + segmentation}

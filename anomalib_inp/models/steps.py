@@ -25,6 +25,11 @@ def reconstruct(network: InpFormerNetwork, source: Tensor | PatchFeatures) -> Re
     return network(source)
 
 
+def source_of(batch: ImageBatch | PatchFeatures) -> Tensor | PatchFeatures:
+    """What the network makes a reconstruction of: images, or what a cache holds of them."""
+    return batch if isinstance(batch, PatchFeatures) else batch.image
+
+
 def num_images(batch: ImageBatch | PatchFeatures) -> int:
     """Count the images of a batch."""
     return len(batch.groups[0] if isinstance(batch, PatchFeatures) else batch.image)

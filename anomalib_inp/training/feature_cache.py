@@ -22,13 +22,12 @@ from anomalib.data import AnomalibDataset
 from anomalib.pre_processing.utils.spec import transform_to_spec
 from filelock import FileLock, Timeout
 from lightning import LightningModule, Trainer
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from pandas import DataFrame
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import anomalib_inp
 from anomalib_inp.cache_folder import cache_folder
@@ -36,6 +35,7 @@ from anomalib_inp.data.checks import DataError
 from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.preprocessing import InpPreProcessor
 from anomalib_inp.training.feature_file import DTYPES, is_complete, map_features, num_bytes, write_features
+from anomalib_inp.training.stand_in import StandIn, StandInCallback, images_of, train_data_of
 
 Store = Literal["memory", "disk"]
 CacheDtype = Literal["float32", "bfloat16"]
@@ -44,8 +44,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EISDI
 WITHOUT = "Train without a cache: --model.feature_cache off."
 
 
-class CachedFeatures(Dataset):
-    """Patch features of a set of images, read a batch at a time.
+class CachedFeatures(StandIn):
+    """Patch features of a set of images.
 
     Args:
         images: The images that the features are of.
@@ -54,23 +54,10 @@ class CachedFeatures(Dataset):
     """
 
     def __init__(self, images: AnomalibDataset, source: Tensor | Path, grid: tuple[int, int]) -> None:
-        self.images = images
+        super().__init__(images)
         self.source = source
         self.grid = grid
         self._mapped: Tensor | None = None
-
-    @property
-    def samples(self) -> DataFrame:
-        """The table of the images."""
-        return self.images.samples
-
-    def __len__(self) -> int:
-        """Count the images."""
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> PatchFeatures:
-        """Read the features of one image, as a batch of one."""
-        return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> PatchFeatures:
         """Read the features of a batch; this is what ``DataLoader`` asks for."""
@@ -78,17 +65,12 @@ class CachedFeatures(Dataset):
             self._mapped = self.source if isinstance(self.source, Tensor) else map_features(self.source)
         return PatchFeatures([self._mapped[indices, group] for group in range(self._mapped.shape[1])], self.grid)
 
-    @staticmethod
-    def collate_fn(batch: PatchFeatures) -> PatchFeatures:
-        """Leave a batch as it is."""
-        return batch
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapping behind: a worker process makes its own, of the same memory."""
         return {**self.__dict__, "_mapped": None}
 
 
-class FeatureCache(Callback):
+class FeatureCache(StandInCallback):
     """Encodes the training images before the first step and puts their features in their place.
 
     Args:
@@ -141,17 +123,6 @@ class FeatureCache(Callback):
                 }
                 source = self._write(shape, features, description)
         trainer.datamodule.train_data = CachedFeatures(images, source, (rows, columns))
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the images back."""
-        del pl_module
-        if stage == "fit":
-            give_images_back(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the images back after an interrupted training too: it ends without a teardown."""
-        del pl_module, exception
-        give_images_back(trainer)
 
     def _keep(self, shape: tuple[int, ...], features: Iterator[Tensor], processes: int) -> Tensor:
         size, memory = num_bytes(shape, self.dtype), _memory()
@@ -206,17 +177,13 @@ def cacheable(trainer: Trainer, pl_module: LightningModule) -> tuple[InpPreProce
     Raises:
         DataError: They may not be, or the images are not those of a data module.
     """
-    data, pre_processor = trainer.datamodule, pl_module.pre_processor
-    if not hasattr(data, "train_data") or getattr(data, "external_collate_fn", None) is not None:
-        msg = (
-            f"The feature cache needs a data module with train_data and no collate function of its own, got "
-            f"{type(data).__name__}. {WITHOUT}"
-        )
-        raise DataError(msg)
+    images, pre_processor = (
+        images_of(train_data_of(trainer, "The feature cache needs", WITHOUT)),
+        pl_module.pre_processor,
+    )
     if not isinstance(pre_processor, InpPreProcessor):
         msg = f"The feature cache needs an InpPreProcessor, got {type(pre_processor).__name__}. {WITHOUT}"
         raise DataError(msg)
-    images = images_of(data.train_data)
     try:
         transform_to_spec(images.augmentations)
     except ValueError as error:
@@ -267,18 +234,6 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def give_images_back(trainer: Trainer) -> None:
-    """Put the training images back in the place of what stood in for them."""
-    data = trainer.datamodule
-    if hasattr(data, "train_data"):
-        data.train_data = images_of(data.train_data)
-
-
-def images_of(dataset: Any) -> AnomalibDataset:
-    """Find the images of a data set that stands in for them."""
-    return images_of(dataset.images) if hasattr(dataset, "images") else dataset
 
 
 def _memory() -> int:

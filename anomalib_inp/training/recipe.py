@@ -17,6 +17,17 @@ from anomalib_inp.training.optimizer import StableAdamW
 from anomalib_inp.training.schedule import WarmupCosine
 
 
+def check_positive(name: str, value: float) -> None:
+    """Refuse a number that is not positive and finite.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not 0 < value < math.inf:
+        msg = f"{name} must be a positive number, got {value}."
+        raise ValueError(msg)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Optimiser and schedule (reference, ``INP_Former_*.py``).
@@ -40,9 +51,7 @@ class Recipe:
             ValueError: A learning rate that is not positive, or another number that is negative.
         """
         for name in ("learning_rate", "final_learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                msg = f"{name} must be a positive number, got {getattr(self, name)}."
-                raise ValueError(msg)
+            check_positive(name, getattr(self, name))
         for name in ("warmup_steps", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 msg = f"{name} must not be negative, got {getattr(self, name)}."

@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import NamedTuple
 
 import pages
@@ -125,10 +124,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
         for model in ("reference", "anomalib", "anomalib-inp"):
             seeds = models.get(model)
             if seeds:
-                cells = []
-                for column in zip(*seeds, strict=True):
-                    spread = f" ±{(max(column) - min(column)) / 2:.1f}" if len(column) > 1 else ""
-                    cells.append(f"{mean(column):.2f}{spread}")
+                cells = [pages.mean_of_seeds(list(column)) for column in zip(*seeds, strict=True)]
                 lines.append([f"{category}, {frame}", reading, model, str(len(seeds)), *cells])
     return pages.table(["category, frame", "map", "model", "seeds", *COLUMNS.values()], lines, align="    rrrrrrr")
 

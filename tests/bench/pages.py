@@ -6,6 +6,8 @@
 import json
 import os
 import platform
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,10 +54,40 @@ def table(header: list[str], rows: list[list[str]], align: str = "") -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, marks, *rows))
 
 
+def spread(values: list[float], digits: int = 2) -> str:
+    """Median, smallest and largest of values."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def mean_of_seeds(values: list[float]) -> str:
+    """Mean, and half the range where there is more than one value."""
+    half = f" ±{(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{half}"
+
+
+def alternate(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Time all runs in turn, so that what disturbs the machine disturbs them all."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratios(times: dict[str, list[float]], slow: str, fast: str) -> list[float]:
+    """Ratios of neighbouring runs."""
+    return [first / second for first, second in zip(times[slow], times[fast], strict=True)]
+
+
 def machine() -> str:
     """Say what the numbers were measured with."""
+    threads = torch.get_num_threads()
     return (
         f"anomalib-inp {anomalib_inp.__version__}, anomalib {anomalib.__version__}, torch "
         f"{torch.__version__.split('+')[0]}, Python {platform.python_version()}, {os.cpu_count()} CPU cores, "
-        f"{torch.get_num_threads()} threads"
+        f"{threads} thread{'s' if threads > 1 else ''}"
     )

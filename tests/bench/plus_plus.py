@@ -159,8 +159,6 @@ def table(results: dict[str, dict[str, Metrics]]) -> str:
     """Write all results as Markdown: each category, then the mean over those that all rows have."""
     found: dict[tuple[str, str], list[Metrics]] = defaultdict(list)
     for key, rows in results.items():
-        if "/" not in key:
-            continue  # what is no accuracy
         for row, metrics in rows.items():
             found[key.split("/")[1], row].append(metrics)
     lines = []
@@ -176,12 +174,8 @@ def table(results: dict[str, dict[str, Metrics]]) -> str:
 
 
 def _line(category: str, row: str, seeds: list[Metrics]) -> list[str]:
-    return [category, row, str(len(seeds)), *(_cell([metrics[name] for metrics in seeds]) for name in COLUMNS)]
-
-
-def _cell(values: list[float]) -> str:
-    spread = f" ±{50 * (max(values) - min(values)):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.2f}{spread}"
+    cells = [pages.mean_of_seeds([100 * metrics[name] for metrics in seeds]) for name in COLUMNS]
+    return [category, row, str(len(seeds)), *cells]
 
 
 def main() -> None:
@@ -191,8 +185,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=pages.DOCS / "benchmarks.md", help="page that holds the table")
     arguments = parser.parse_args()
     results = pages.Results(RESULTS)
-    cost = plus_plus_cost.table(results.get("cost", plus_plus_cost.measure))
-    pages.replace(arguments.out.with_name("inp_former_plus_plus.md"), "cost", cost)
+    cost = pages.Results(plus_plus_cost.RESULTS).get("ViT-S/14", plus_plus_cost.measure)
+    pages.replace(arguments.out.with_name("inp_former_plus_plus.md"), "cost", plus_plus_cost.table(cost))
     for category in CATEGORIES:
         results.get(f"nearest_patch/{category}", partial(nearest_patch, arguments.data, category))
     runs = [(seed, name, category) for name in TRAININGS for seed in TRAININGS[name].seeds for category in CATEGORIES]

@@ -8,11 +8,9 @@
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +28,7 @@ from anomalib_inp.outputs import PatchFeatures
 
 ENCODER = "vit_small_patch14_dinov2"
 SIZE, BATCH = 392, 8
+RESULTS = pages.DOCS / "benchmarks" / "plus_plus_cost.json"
 MODELS = {"InpFormer": InpFormer, "InpFormerPlusPlus": InpFormerPlusPlus}
 
 
@@ -41,32 +40,25 @@ def build(name: str, folder: Path) -> InpFormer | InpFormerPlusPlus:
     return MODELS[name](ENCODER, str(weights), image_size=SIZE, evaluator=False, visualizer=False)
 
 
-def ratios(runs: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Time INP-Former and INP-Former++ in turn; the first round warms up."""
-    found = []
-    for _ in range(1 + rounds):
-        times = []
-        for run in runs:
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        found.append(times[1] / times[0])
-    return found[1:]
+def ratios(runs: dict[str, Callable[[], object]], rounds: int) -> list[float]:
+    """Time the models in turn: INP-Former++ over INP-Former."""
+    return pages.ratios(pages.alternate(runs, rounds), "InpFormerPlusPlus", "InpFormer")
 
 
 def inference(folder: Path) -> list[float]:
     """Time one image through both models."""
-    detectors = [build(name, folder).model.eval().requires_grad_(False) for name in MODELS]
+    detectors = {name: build(name, folder).model.eval().requires_grad_(False) for name in MODELS}
     image = torch.rand(1, 3, SIZE, SIZE)
-    return ratios([partial(detector, image) for detector in detectors], rounds=9)
+    return ratios({name: partial(detector, image) for name, detector in detectors.items()}, rounds=9)
 
 
 def step(folder: Path, cached: bool) -> list[float]:
     """Time a training step of both models, forward and backward."""
-    models = [build(name, folder) for name in MODELS]
+    models = {name: build(name, folder) for name in MODELS}
     images = torch.rand(BATCH, 3, SIZE, SIZE)
-    source = models[0].model.network.encoder(images) if cached else images
-    return ratios([partial(forward_and_backward, model, images, source) for model in models], rounds=5)
+    source = models["InpFormer"].model.network.encoder(images) if cached else images
+    steps = {name: partial(forward_and_backward, model, images, source) for name, model in models.items()}
+    return ratios(steps, rounds=5)
 
 
 def forward_and_backward(model: InpFormer | InpFormerPlusPlus, images: Tensor, source: Tensor | PatchFeatures) -> None:
@@ -112,17 +104,13 @@ def table(result: dict) -> str:
     theirs, ours = (result[f"training memory, {name}"] for name in MODELS)
     memory = f"{ours / theirs:.2f} ({ours:.0f} of {theirs:.0f} MB)"
     rows = [
-        ["inference, batch 1", "at most 1.15", _spread(result["inference"])],
-        ["training step, no feature cache", "", _spread(result["step"])],
-        ["training step, feature cache", "", _spread(result["cached step"])],
+        ["inference, batch 1", "at most 1.15", pages.spread(result["inference"])],
+        ["training step, no feature cache", "", pages.spread(result["step"])],
+        ["training step, feature cache", "", pages.spread(result["cached step"])],
         [f"peak memory of training, batch {BATCH}", "at most 1.6", memory],
     ]
     text = pages.table(["of InpFormer's", "goal", "ViT-S/14"], rows)
     return f"{text}\n\n{pages.machine()}; {SIZE} px, float32, PyTorch."
-
-
-def _spread(found: list[float]) -> str:
-    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 if __name__ == "__main__":

@@ -4,37 +4,23 @@
 """Pseudo-anomalies: how many a core makes in a second, and a picture of twelve: ``make bench-pseudo``."""
 
 import argparse
-import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pages
 import torch
 from anomalib.data import MVTecAD
 from anomalib.data.utils import read_image
-from PIL import Image
 from skimage.segmentation import find_boundaries
 from torch import Tensor
-from torchvision.utils import make_grid
+from torchvision.utils import make_grid, save_image
 
 from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly, cut_out
 from anomalib_inp.data.sample import CATEGORIES, write_sample_data
 
 SIZE = 392
 OUTLINE = (0.93, 0.27, 0.1)
-
-
-def images_per_second(make: PseudoAnomaly, images: Tensor, rounds: int = 7) -> tuple[float, str]:
-    """Median over some rounds, and the same with its spread; the images are in memory."""
-    make(images)
-    rates = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        make(images)
-        rates.append(len(images) / (time.perf_counter() - start))
-    return statistics.median(rates), f"{statistics.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
 
 
 def outlined(image: Tensor, mask: Tensor) -> Tensor:
@@ -69,17 +55,15 @@ def main() -> None:
             ),
             "textures and pasted defects": PseudoAnomaly(probability=1, defects=[defect]),
         }
-        rows = [[kind, images_per_second(make, large)[1]] for kind, make in kinds.items()]
+        times = pages.alternate({kind: partial(make, large) for kind, make in kinds.items()}, rounds=7)
+        rows = [[kind, pages.spread([len(large) / seconds for seconds in times[kind]], 0)] for kind in kinds]
         twelve = []
         for images in normal:
             changed, masks = PseudoAnomaly(probability=1)(images[:4])
             twelve += [torch.cat([images[i], changed[i], outlined(changed[i], masks[i])], dim=2) for i in range(4)]
     picture = make_grid(torch.stack(twelve), nrow=2, padding=6, pad_value=1)
-    Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy().astype(np.uint8)).save(
-        pages.DOCS / "images" / "pseudo_anomalies.png", optimize=True
-    )
-    note = f"{pages.machine().replace('2 threads', '1 thread')}; {SIZE} px, images in memory, every image anomalous."
-    note = note.replace("1 threads", "1 thread")
+    save_image(picture, pages.DOCS / "images" / "pseudo_anomalies.png")
+    note = f"{pages.machine()}; {SIZE} px, images in memory, every image anomalous."
     pages.replace(page, "pseudo", f"{pages.table(['texture', 'images a second'], rows, ' r')}\n\n{note}")
 
 

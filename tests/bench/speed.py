@@ -75,25 +75,12 @@ def build(name: str, encoder: str, folder: Path, **kwargs: Any) -> AnomalibModul
     return InpFormer(encoder, str(weights), image_size=SIZE, evaluator=False, visualizer=False, **kwargs)
 
 
-def alternate(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time all runs in turn, so that what disturbs the machine disturbs them all."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
 def gemm() -> dict[str, float]:
     """Measure the best that this machine does at multiplying matrices of 2048x2048, in GFLOP/s by precision."""
     best = {}
     for dtype in (torch.float32, torch.bfloat16):
         first, second = torch.randn(2, 2048, 2048, dtype=dtype)
-        seconds = min(alternate({"": partial(torch.mm, first, second)}, 20)[""])
+        seconds = min(pages.alternate({"": partial(torch.mm, first, second)}, 20)[""])
         best[str(dtype).removeprefix("torch.")] = 2 * 2048**3 / seconds / 1e9
     return best
 
@@ -103,7 +90,7 @@ def inference(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]
     models = {name: build(name, encoder, folder).model.eval() for name in ("anomalib", "anomalib-inp")}
     image = torch.rand(1, 3, SIZE, SIZE)
     with torch.inference_mode():
-        return alternate({name: partial(model, image) for name, model in models.items()}, rounds)
+        return pages.alternate({name: partial(model, image) for name, model in models.items()}, rounds)
 
 
 def work(encoder: str, folder: Path) -> dict[str, float]:
@@ -222,7 +209,7 @@ def exports(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]:
     rival = theirs.to_openvino(folder / "rival", input_size=(SIZE, SIZE))
     theirs.model.eval()
     eight = quantization.quantize(graph.clone(), samples)
-    return alternate(
+    return pages.alternate(
         {
             "anomalib torch": in_torch,
             "anomalib OpenVINO, default": compiled(core.read_model(rival), None),
@@ -240,13 +227,6 @@ def import_time() -> list[float]:
     code = "import time; start = time.perf_counter(); import anomalib_inp; print(time.perf_counter() - start)"
     command = [sys.executable, "-c", code]
     return [float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5)]
-
-
-def ratio(times: dict[str, list[float]], slow: str, fast: str) -> tuple[float, str]:
-    """Median of the ratios of neighbouring runs, and the same with its spread."""
-    ratios = [first / second for first, second in zip(times[slow], times[fast], strict=True)]
-    median = statistics.median(ratios)
-    return median, f"{median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def main() -> None:
@@ -300,7 +280,7 @@ def write(values: dict[str, Any], page: Path) -> None:
             *("exports", "anomalib OpenVINO, default", "OpenVINO INT8, f32", 1.3),
         ),
     ):
-        cells = [ratio(values[f"{section} {label}"], slow, fast)[1] for label in labels]
+        cells = [pages.spread(pages.ratios(values[f"{section} {label}"], slow, fast)) for label in labels]
         rows.append([line, f"{goal}", *cells])
     for part, line in (("model", "peak memory of weights and inference"), ("process", "peak memory of the process")):
         cells = []
