@@ -57,8 +57,8 @@ class PseudoAnomaly:
     The papers say: a Perlin mask, and a texture blended in. The numbers are ours.
 
     Args:
-        textures: Folder of texture images, searched with its subfolders, such as the Describable Textures; ``None``
-            makes textures of other training images, their patches shuffled and their colours changed.
+        textures: Files of texture images, see :func:`texture_files`; none makes textures of other training images,
+            their patches shuffled and their colours changed.
         probability: Share of the images that become anomalous.
         blend: Least and largest share of the texture inside the mask.
         threshold: Perlin noise, in [-1, 1], above which the mask is.
@@ -66,13 +66,12 @@ class PseudoAnomaly:
         defects: Real defects; every second anomaly is then one of them, changed and pasted.
 
     Raises:
-        DataError: There are no textures in the folder, or a file there is no image.
         ValueError: A number outside its range.
     """
 
     def __init__(
         self,
-        textures: str | Path | None = None,
+        textures: Sequence[Path] = (),
         probability: float = 0.5,
         blend: tuple[float, float] = (0.2, 1.0),
         threshold: float = 0.5,
@@ -90,7 +89,7 @@ class PseudoAnomaly:
         if not -1 < threshold < 1:
             msg = f"The threshold of the Perlin noise must be between -1 and 1, got {threshold}."
             raise ValueError(msg)
-        self.textures = None if textures is None else _texture_files(Path(textures))
+        self.textures = list(textures)
         self.probability = probability
         self.blend = blend
         self.threshold = threshold
@@ -125,10 +124,24 @@ class PseudoAnomaly:
         return changed, masks
 
     def _texture(self, other: Tensor) -> Tensor:
-        if self.textures is None:
+        if not self.textures:
             return CHANGE_COLOURS(shuffle_patches(other))
         texture = CHANGE_COLOURS(read_image(self.textures[_draw(len(self.textures))], as_tensor=True))
         return T.resize(texture, list(other.shape[-2:]), antialias=True)
+
+
+def texture_files(folder: Path) -> list[Path]:
+    """List the texture images of a folder and its subfolders, such as the Describable Textures.
+
+    Raises:
+        DataError: There are none, or a file there is no image.
+    """
+    files = image_files(folder)
+    if not files:
+        msg = f"Expected a folder of texture images, such as the Describable Textures, but there are none in {folder}."
+        raise DataError(msg)
+    check_headers(dict.fromkeys(map(str, files), False))
+    return files
 
 
 def perlin_mask(image: Tensor, threshold: float) -> Tensor:
@@ -200,15 +213,6 @@ def foreground(image: Tensor) -> Tensor:
     border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], dim=1)
     distance = (image - border.median(dim=1).values.view(3, 1, 1)).abs().amax(dim=0)
     return (distance >= threshold_otsu(distance.numpy())).to(image.dtype)
-
-
-def _texture_files(folder: Path) -> list[str]:
-    files = [str(path) for path in image_files(folder)]
-    if not files:
-        msg = f"Expected a folder of texture images, such as the Describable Textures, but there are none in {folder}."
-        raise DataError(msg)
-    check_headers(dict.fromkeys(files, False))
-    return files
 
 
 def _draw(count: int) -> int:

@@ -91,7 +91,11 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
         labelled_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("labelled_anomalies", labelled_anomalies), ("reconstruction", reconstruction)):
+        for name, value in {
+            "labelled_anomalies": labelled_anomalies,
+            "reconstruction": reconstruction,
+            "pseudo_textures": pseudo_textures,
+        }.items():
             if value is not None and not head:
                 msg = f"{name} is for the segmentation head, but head is false."
                 raise ValueError(msg)
@@ -164,6 +168,12 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
         """Add what makes the head's images."""
         # In this order: what is held out, what is cached, what stands beside it.
         return [self.labelled, *super().configure_callbacks(), *([self.pseudo] if self.head is not None else [])]
+
+    def prepare_data(self) -> None:
+        """Look at the textures too, before anything is computed."""
+        super().prepare_data()
+        if self.trainer.training:
+            self.pseudo.find_textures()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which labelled anomalies were trained on."""

@@ -3,6 +3,7 @@
 
 """Batches for INP-Former++: normal images, cached or not, and pseudo-anomalous ones, which are new in every epoch."""
 
+from pathlib import Path
 from typing import Any
 
 from anomalib.data import AnomalibDataset, ImageBatch
@@ -10,7 +11,7 @@ from lightning import LightningModule, Trainer
 from torchvision.tv_tensors import Mask
 
 from anomalib_inp.data.labelled import LabelledAnomalies
-from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly
+from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly, texture_files
 from anomalib_inp.outputs import PseudoBatch
 from anomalib_inp.training.feature_cache import CachedFeatures
 from anomalib_inp.training.stand_in import StandIn, StandInCallback, images_of, train_data_of
@@ -44,22 +45,31 @@ class PseudoAnomalies(StandInCallback):
 
     Args:
         labelled: Labelled anomalies; where there are any, their defects are used too.
-        **settings: Arguments of :class:`PseudoAnomaly`.
+        textures: Folder of texture images, if any; nothing but a training looks for it.
+        **settings: Other arguments of :class:`PseudoAnomaly`.
 
     Raises:
-        DataError: There are no textures in their folder.
         ValueError: A setting outside its range.
     """
 
-    def __init__(self, labelled: LabelledAnomalies, **settings: Any) -> None:
+    def __init__(self, labelled: LabelledAnomalies, textures: str | Path | None, **settings: Any) -> None:
         self.labelled = labelled
+        self.textures = textures
         self.pseudo_anomaly = PseudoAnomaly(**settings)
+
+    def find_textures(self) -> list[Path]:
+        """List the texture images.
+
+        Raises:
+            DataError: There are none in their folder, or a file there is no image.
+        """
+        return [] if self.textures is None else texture_files(Path(self.textures))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace the training images.
 
         Raises:
-            DataError: They are not those of a data module.
+            DataError: They are not those of a data module, or there are no textures.
         """
         del pl_module
         if stage != "fit":
@@ -67,5 +77,6 @@ class PseudoAnomalies(StandInCallback):
         without = "Train without the segmentation head: --model.head false."
         data = train_data_of(trainer, "Pseudo-anomalies need", without)
         self.pseudo_anomaly.defects = self.labelled.defects
+        self.pseudo_anomaly.textures = self.find_textures()
         normal = data if isinstance(data, CachedFeatures) else images_of(data)
         trainer.datamodule.train_data = PseudoBatches(normal, self.pseudo_anomaly)

@@ -16,7 +16,7 @@ from skimage.segmentation import find_boundaries
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly, cut_out
+from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly, cut_out, texture_files
 from anomalib_inp.data.sample import CATEGORIES, write_sample_data
 
 SIZE = 392
@@ -47,12 +47,11 @@ def main() -> None:
             for name in CATEGORIES
         ]
         large = torch.nn.functional.interpolate(normal[0][:16], size=(SIZE, SIZE), mode="bilinear")
+        textures = texture_files(root / CATEGORIES[1] / "train")
         kinds = {
             "patches of other images": PseudoAnomaly(probability=1),
-            "a folder of textures (files of 168x168)": PseudoAnomaly(root / CATEGORIES[1] / "train", probability=1),
-            "the same, kept to the foreground": PseudoAnomaly(
-                root / CATEGORIES[1] / "train", probability=1, foreground=True
-            ),
+            "a folder of textures (files of 168x168)": PseudoAnomaly(textures, probability=1),
+            "the same, kept to the foreground": PseudoAnomaly(textures, probability=1, foreground=True),
             "textures and pasted defects": PseudoAnomaly(probability=1, defects=[defect]),
         }
         times = pages.alternate({kind: partial(make, large) for kind, make in kinds.items()}, rounds=7)

@@ -163,7 +163,11 @@ class TestInpFormerPlusPlus(ModelTester):
         assert cached == pytest.approx(losses(), rel=1e-5)
 
     def test_settings_of_the_head_without_a_head_are_refused(self, model) -> None:
-        for name, value in (("labelled_anomalies", 3), ("reconstruction", "finished.ckpt")):
+        for name, value in {
+            "labelled_anomalies": 3,
+            "reconstruction": "finished.ckpt",
+            "pseudo_textures": "textures",
+        }.items():
             with pytest.raises(ValueError, match=f"{name} is for the segmentation head"):
                 model(head=False, **{name: value})
 
@@ -173,7 +177,6 @@ class TestInpFormerPlusPlus(ModelTester):
             ({"pseudo_probability": 0.0}, "probability"),
             ({"pseudo_blend": (0.5, 0.2)}, "blend"),
             ({"pseudo_threshold": 1.0}, "threshold"),
-            ({"pseudo_textures": "no_such_folder"}, "there are none in no_such_folder"),
             ({"mse_weight": -1.0}, "mse_weight -1.0"),
             ({"head_learning_rate": 0.0}, "learning_rate must be a positive number"),
             ({"labelled_anomalies": 0}, "at least 1"),
@@ -182,6 +185,20 @@ class TestInpFormerPlusPlus(ModelTester):
     def test_settings_that_make_no_sense_are_refused_at_once(self, model, arguments, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             model(**arguments)
+
+    def test_only_a_training_looks_for_textures(self, model, datamodule, data: Path, tmp_path: Path) -> None:
+        textures = tmp_path / "textures"
+        shutil.copytree(data / "brick" / "train" / "good", textures)
+        run = engine(tmp_path, max_epochs=1)
+        run.fit(model(pseudo_textures=str(textures)), datamodule=datamodule())
+        finished = Path(run.trainer.checkpoint_callback.dirpath) / "finished.ckpt"
+        shutil.rmtree(textures)
+        loaded = InpFormerPlusPlus.load_from_checkpoint(finished)
+        assert engine(tmp_path).test(loaded, datamodule=datamodule())
+        cached = model(pseudo_textures=str(textures), feature_cache="disk", feature_cache_dir=str(tmp_path / "cache"))
+        with pytest.raises(DataError, match=f"there are none in {textures}"):
+            engine(tmp_path, max_epochs=1).fit(cached, datamodule=datamodule())
+        assert not (tmp_path / "cache").exists()  # nothing was computed for nothing
 
     # --- semi-supervised ----------------------------------------------------------------------------------------------
 

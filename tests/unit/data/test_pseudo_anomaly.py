@@ -19,6 +19,7 @@ from anomalib_inp.data.pseudo_anomaly import (
     paste,
     perlin_mask,
     shuffle_patches,
+    texture_files,
 )
 from anomalib_inp.data.sample import write_sample_data
 
@@ -54,7 +55,7 @@ def test_only_the_mask_changes() -> None:
 
 def test_the_texture_is_blended_in(textures: Path) -> None:
     normal = images(1)
-    changed, masks = PseudoAnomaly(textures, probability=1, blend=(0.7, 0.7))(normal)
+    changed, masks = PseudoAnomaly(texture_files(textures), probability=1, blend=(0.7, 0.7))(normal)
     # changed = 0.3 * normal + 0.7 * texture; the texture is of one colour, whatever that became
     texture = ((changed - 0.3 * normal) / 0.7)[0][:, masks[0] == 1]
     assert texture.shape[1] > 10
@@ -179,10 +180,10 @@ def test_foreground_is_what_differs_from_the_border() -> None:
 
 def test_textures_are_checked_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"none in {tmp_path}"):
-        PseudoAnomaly(tmp_path)
+        texture_files(tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"broken\.jpg"):
-        PseudoAnomaly(tmp_path)
+        texture_files(tmp_path)
 
 
 @pytest.mark.parametrize(
