@@ -24,9 +24,9 @@ from lightning import Callback, seed_everything
 from torch import distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler
 
-from anomalib_inp import InpFormer
+from anomalib_inp import InpFormer, InpFormerPlusPlus
 
-data, encoder, folder, devices = sys.argv[1:4] + [int(sys.argv[4])]
+data, encoder, folder, devices, name = sys.argv[1:4] + [int(sys.argv[4]), sys.argv[5]]
 torch.set_num_threads(1)
 
 
@@ -49,9 +49,13 @@ class Losses(Callback):
 
 
 seed_everything(0)
-model = InpFormer(
-    "test_vit", encoder, image_size=64, map_size=64, warmup_steps=5, feature_cache="disk", feature_cache_dir=folder
-)
+kind, arguments = {
+    "InpFormer": (InpFormer, {}),
+    "++ losses": (InpFormerPlusPlus, {"head": False}),
+    "++ with head": (InpFormerPlusPlus, {}),
+}[name]
+cache = {"feature_cache": "disk", "feature_cache_dir": folder}
+model = kind("test_vit", encoder, image_size=64, map_size=64, warmup_steps=5, **cache, **arguments)
 quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
 Engine(
     default_root_dir=folder, max_epochs=4, accelerator="cpu", devices=devices,
@@ -60,19 +64,33 @@ Engine(
 """
 
 
-def test_two_processes_follow_one(tiny_encoder_file: Path, tmp_path: Path) -> None:
-    data = write_sample_data(tmp_path / "sample", categories=("brick",))
-    script = tmp_path / "train.py"
+def train(data: Path, encoder: Path, folder: Path, devices: int, name: str) -> list[list[float]]:
+    """Train in so many processes; returns the losses of each."""
+    script = folder / "train.py"
     script.write_text(SCRIPT)
-    for devices in (1, 2):
-        command = [sys.executable, str(script), str(data), str(tiny_encoder_file), str(tmp_path), str(devices)]
-        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
-        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
-        assert result.returncode == 0, result.stderr[-3000:]
-    (alone,) = (json.loads(path.read_text()) for path in tmp_path.glob("losses1_*.json"))
-    halves = [json.loads(path.read_text()) for path in tmp_path.glob("losses2_*.json")]
-    assert len(alone) == 20
-    assert len(halves) == 2
+    command = [sys.executable, str(script), str(data), str(encoder), str(folder), str(devices), name]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    losses = [json.loads(path.read_text()) for path in sorted(folder.glob(f"losses{devices}_*.json"))]
+    assert len(losses) == devices
+    assert all(len(values) == 20 for values in losses)
+    return losses
+
+
+@pytest.mark.parametrize("name", ["InpFormer", "++ losses"])
+def test_two_processes_follow_one(tiny_encoder_file: Path, tmp_path: Path, name: str) -> None:
+    data = write_sample_data(tmp_path / "sample", categories=("brick",))
+    (alone,) = train(data, tiny_encoder_file, tmp_path, 1, name)
+    halves = train(data, tiny_encoder_file, tmp_path, 2, name)
     together = [(first + second) / 2 for first, second in zip(*halves, strict=True)]
     assert together == pytest.approx(alone, rel=1e-4)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1  # all three processes shared one cache
+
+
+def test_the_head_trains_in_two_processes(tiny_encoder_file: Path, tmp_path: Path) -> None:
+    # Each process draws pseudo-anomalies of its own, so the losses are not those of one process.
+    data = write_sample_data(tmp_path / "sample", categories=("brick",))
+    first, second = train(data, tiny_encoder_file, tmp_path, 2, "++ with head")
+    assert first != second
+    assert sum(first[-5:]) < sum(first[:5])
