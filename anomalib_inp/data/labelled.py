@@ -5,7 +5,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from pandas import DataFrame
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
-from anomalib_inp.data.checks import DataError, image_files, some_of
+from anomalib_inp.data.checks import DataError, check_headers, image_files, some_of
 from anomalib_inp.data.pseudo_anomaly import Defect, cut_out
 
 HELD_OUT = "held_out_samples"
@@ -36,17 +37,20 @@ class LabelledAnomalies(Callback):
         seed: Seed of the draw.
 
     Attributes:
-        digests: Content of the images that were trained on, by their path below the root of the data; a checkpoint
-            keeps it, so that a later test leaves them out as well.
+        digests: Size and content of the files that were trained on, by their path below the root of the data; a
+            checkpoint keeps it, so that a later test leaves them out as well, whatever they are called there.
         defects: The defects of these images.
 
     Raises:
-        ValueError: Fewer than one image.
+        ValueError: Fewer than one image, or a negative seed.
     """
 
     def __init__(self, source: int | str | None = None, seed: int = 0) -> None:
         if isinstance(source, int) and source < 1:
             msg = f"labelled_anomalies must be a number of images, at least 1, or a folder, got {source}."
+            raise ValueError(msg)
+        if seed < 0:
+            msg = f"labelled_seed must not be negative, got {seed}."
             raise ValueError(msg)
         self.source = source
         self.seed = seed
@@ -86,7 +90,10 @@ class LabelledAnomalies(Callback):
             DataError: There are too few, or one has no mask or an empty one.
         """
         source = self.source
-        drawn = list(_of_folder(Path(source)) if isinstance(source, str) else _drawn(data, int(source or 0), self.seed))
+        if not len(data.train_data):
+            msg = "There are no training images that the defects of labelled anomalies could be pasted onto."
+            raise DataError(msg)
+        drawn = list(_drawn(data, source, self.seed) if isinstance(source, int) else _of_folder(Path(str(source))))
         missing = [str(image) for image, mask in drawn if mask is None]
         if missing:
             msg = (
@@ -94,6 +101,7 @@ class LabelledAnomalies(Callback):
                 f"{some_of(missing)}."
             )
             raise DataError(msg)
+        check_headers({str(path): path != image for image, mask in drawn for path in (image, mask)})
         size = tuple(data.train_data[0].image.shape[-2:])
         read = {image: _read(image, mask, size) for image, mask in drawn if mask is not None}
         empty = [str(image) for image, (_, mask) in read.items() if not mask.any()]
@@ -105,13 +113,10 @@ class LabelledAnomalies(Callback):
         rank_zero_info("Labelled anomalies, trained on and not tested on: " + ", ".join(sorted(map(str, read))))
 
     def _was_trained_on(self, path: str) -> bool:
-        # First the name, which costs nothing, and then the content: other data may have images of the same name.
-        names = [name for name in self.digests if _ends_with(PurePath(path).parts, PurePath(name).parts)]
-        return bool(names) and digest(Path(path)) in {self.digests[name] for name in names}
-
-
-def _ends_with(parts: tuple[str, ...], last: tuple[str, ...]) -> bool:
-    return parts[-len(last) :] == last
+        # First the size, which costs little, and then the content: names say nothing, neither equal nor different ones.
+        known = set(self.digests.values())
+        size = f"{Path(path).stat().st_size}-"
+        return any(one.startswith(size) for one in known) and digest(Path(path)) in known
 
 
 def _all_samples(dataset: AnomalibDataset) -> DataFrame:
@@ -131,6 +136,9 @@ def _drawn(data: LightningDataModule, count: int, seed: int) -> Iterator[tuple[P
         raise DataError(msg)
     samples = _all_samples(dataset)
     samples = samples[samples.label_index == LabelName.ABNORMAL]
+    if samples.empty:
+        msg = f"Labelled anomalies are drawn from test images, but {type(data).__name__} has no anomalous ones."
+        raise DataError(msg)
     categories = samples.category if "category" in samples else samples.split
     for category, images in samples.groupby(categories):
         if len(images) <= count:
@@ -156,23 +164,37 @@ def _of_folder(folder: Path) -> Iterator[tuple[Path, Path | None]]:
 
 
 def digest(path: Path) -> str:
-    """Fingerprint of a file."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    """Size and fingerprint of a file."""
+    content = path.read_bytes()
+    return f"{len(content)}-{hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
 
 def _read(image: Path, mask: Path, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Read an image ``(3, H, W)`` in [0, 1] and its mask ``(H, W)``, at the size of the training images."""
-    picture, marked = read_image(image, as_tensor=True), read_mask(mask, as_tensor=True)
+    try:
+        picture, marked = read_image(image, as_tensor=True), read_mask(mask, as_tensor=True)
+    except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
+        msg = f"A labelled anomaly cannot be decoded, {image} or its mask {mask}: {error}"
+        raise DataError(msg) from error
     if picture.shape[-2:] != marked.shape[-2:]:
         msg = f"A mask must be as large as its image, but {mask} has another size than {image}."
         raise DataError(msg)
-    nearest = T.InterpolationMode.NEAREST
     picture = T.resize(picture, list(size), antialias=True)
-    return picture, T.resize(marked.unsqueeze(0), list(size), interpolation=nearest)[0] > 0
+    marked = marked.unsqueeze(0) > 0
+    shrunk = T.resize(marked.byte(), list(size), interpolation=T.InterpolationMode.NEAREST)[0] > 0
+    # nearest neighbour steps over the smallest defects
+    return picture, shrunk if shrunk.any() else F.adaptive_max_pool2d(marked.float(), list(size))[0] > 0
 
 
 def _images_by_name(folder: Path) -> dict[str, Path]:
-    return {str(path.relative_to(folder).with_suffix("")): path for path in image_files(folder)}
+    found: dict[str, Path] = {}
+    for path in image_files(folder):
+        name = str(path.relative_to(folder).with_suffix(""))
+        if name in found:
+            msg = f"Which of {found[name]} and {path} belongs to the mask or image of that name? Rename one."
+            raise DataError(msg)
+        found[name] = path
+    return found
 
 
 def _below(path: Path, root: Any) -> str:

@@ -126,7 +126,12 @@ class PseudoAnomaly:
     def _texture(self, other: Tensor) -> Tensor:
         if not self.textures:
             return CHANGE_COLOURS(shuffle_patches(other))
-        texture = CHANGE_COLOURS(read_image(self.textures[_draw(len(self.textures))], as_tensor=True))
+        path = self.textures[_draw(len(self.textures))]
+        try:
+            texture = CHANGE_COLOURS(read_image(path, as_tensor=True))
+        except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
+            msg = f"The texture {path} cannot be decoded: {error}. Replace or remove it; training can be resumed."
+            raise DataError(msg) from error
         return T.resize(texture, list(other.shape[-2:]), antialias=True)
 
 

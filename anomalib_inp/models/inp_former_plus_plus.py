@@ -80,7 +80,7 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
         | None = None,
         mse_weight: float = 1.0,
         head: bool = True,
-        head_learning_rate: float = 2e-3,
+        head_learning_rate: float = 1e-3,
         reconstruction: str | None = None,
         pseudo_textures: str | None = None,
         pseudo_probability: float = 0.5,
@@ -99,6 +99,9 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
             if value is not None and not head:
                 msg = f"{name} is for the segmentation head, but head is false."
                 raise ValueError(msg)
+        if map in {"fused", "segmentation"} and not head:
+            msg = f"The map {map!r} shows the segmentation head, but head is false. Without one: map reconstruction."
+            raise ValueError(msg)
         labelled = LabelledAnomalies(labelled_anomalies, labelled_seed)
         pseudo = PseudoAnomalies(
             labelled,
@@ -192,7 +195,10 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
             msg = f"The checkpoint has {has} segmentation head: build the model with --model.head {switch}."
             raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
-        self.labelled.digests = dict(checkpoint.get("labelled_anomalies", {}))
+        trained_on = dict(checkpoint.get("labelled_anomalies", {}))
+        # A training that is resumed with another draw has been trained on both.
+        resumed = self._trainer is not None and self.trainer.training
+        self.labelled.digests = trained_on | (self.labelled.digests if resumed else {})
         if self._trainer is not None and self.trainer.datamodule is not None:
             self.labelled.take_out(self.trainer.datamodule)
 

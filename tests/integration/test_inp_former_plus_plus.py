@@ -180,6 +180,8 @@ class TestInpFormerPlusPlus(ModelTester):
             ({"mse_weight": -1.0}, "mse_weight -1.0"),
             ({"head_learning_rate": 0.0}, "learning_rate must be a positive number"),
             ({"labelled_anomalies": 0}, "at least 1"),
+            ({"labelled_anomalies": 3, "labelled_seed": -1}, "labelled_seed must not be negative"),
+            ({"head": False, "map": "fused"}, "'fused' shows the segmentation head, but head is false"),
         ],
     )
     def test_settings_that_make_no_sense_are_refused_at_once(self, model, arguments, message: str) -> None:
@@ -262,6 +264,20 @@ class TestInpFormerPlusPlus(ModelTester):
         engine(tmp_path).test(trained, datamodule=others)
         assert len(others.test_data) == 36
 
+    def test_a_resumed_training_tests_on_neither_draw(self, model, datamodule, tmp_path: Path) -> None:
+        run = engine(tmp_path, max_epochs=1, limit_val_batches=0)
+        run.fit(model(labelled_anomalies=3), datamodule=datamodule())
+        stopped = Path(run.trainer.checkpoint_callback.dirpath) / "model.ckpt"
+        data, other = datamodule(), model(labelled_anomalies=3, labelled_seed=1)
+        engine(tmp_path, max_epochs=2, limit_val_batches=0).fit(other, datamodule=data, ckpt_path=stopped)
+        both = set(other.labelled.digests)
+        assert len(both) > 3
+        assert len(data.test_data) == 36 - len(both)
+        again = datamodule()
+        (finished,) = tmp_path.rglob("v1/**/finished.ckpt")
+        engine(tmp_path).test(InpFormerPlusPlus.load_from_checkpoint(finished), datamodule=again)
+        assert len(again.test_data) == 36 - len(both)
+
     def labelled_folder(self, data: Path, folder: Path, count: int = 2) -> Path:
         for part in ("images", "masks"):
             (folder / part).mkdir(parents=True)
@@ -278,6 +294,10 @@ class TestInpFormerPlusPlus(ModelTester):
         mask = np.asarray(Image.open(folder / "masks/0_mask.png")) > 0
         share = trained.labelled.defects[0].mask.sum().item() / 64**2
         assert share == pytest.approx(mask.mean(), rel=0.1)
+        # They are copies of test images, by other names: these are not tested on.
+        again = datamodule()
+        engine(tmp_path).test(trained, datamodule=again)
+        assert len(again.test_data) == 34
 
     @pytest.mark.parametrize(
         ("fault", "message"),
@@ -286,6 +306,9 @@ class TestInpFormerPlusPlus(ModelTester):
             ("empty mask", r"1\.png are empty"),
             ("size", "another size"),
             ("nothing", "found no image"),
+            ("16 bits", r"1\.png \(mode I;16"),
+            ("truncated", r"cannot be decoded, .*1\.png"),
+            ("same name", r"1\.jpg and .*1\.png belongs"),
         ],
     )
     def test_labelled_anomalies_that_cannot_be_used(
@@ -297,11 +320,33 @@ class TestInpFormerPlusPlus(ModelTester):
             mask.unlink()
         elif fault == "nothing":
             shutil.rmtree(folder / "images")
+        elif fault == "16 bits":
+            Image.fromarray(np.zeros((168, 168), dtype=np.uint16)).save(folder / "images/1.png")
+        elif fault == "truncated":
+            whole = (folder / "images/1.png").read_bytes()
+            (folder / "images/1.png").write_bytes(whole[: len(whole) // 2])
+        elif fault == "same name":
+            Image.new("RGB", (168, 168)).save(folder / "images/1.jpg")
         else:
             side = 168 if fault == "empty mask" else 100
             Image.fromarray(np.zeros((side, side), dtype=np.uint8)).save(mask)
         with pytest.raises(DataError, match=message):
             engine(tmp_path).fit(model(labelled_anomalies=str(folder)), datamodule=datamodule())
+
+    def test_the_smallest_defect_is_not_lost(self, model, datamodule, data: Path, tmp_path: Path) -> None:
+        folder = self.labelled_folder(data, tmp_path / "labelled", count=1)
+        for place in (0, 81, 167):
+            mask = np.zeros((168, 168), dtype=np.uint8)
+            mask[place, place] = 255
+            Image.fromarray(mask).save(folder / "masks/0_mask.png")
+            trained = model(labelled_anomalies=str(folder))
+            engine(tmp_path, limit_val_batches=0).fit(trained, datamodule=datamodule())
+            assert trained.labelled.defects[0].mask.sum() == 1
+
+    def test_drawing_from_images_without_anomalies(self, model, data: Path, tmp_path: Path) -> None:
+        normal = Folder("brick", "train/good", data / "brick", num_workers=0, train_batch_size=8)
+        with pytest.raises(DataError, match="Folder has no anomalous ones"):
+            engine(tmp_path).fit(model(labelled_anomalies=2), datamodule=normal)
 
     def test_drawing_more_than_there_are(self, model, datamodule, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"leaves no anomalous image .* there are 24"):

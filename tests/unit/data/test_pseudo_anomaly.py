@@ -186,6 +186,13 @@ def test_textures_are_checked_at_once(tmp_path: Path) -> None:
         texture_files(tmp_path)
 
 
+def test_a_texture_that_cannot_be_decoded_is_named(textures: Path) -> None:
+    path = textures / "dotted" / "one.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"texture .*one\.jpg cannot be decoded"):
+        PseudoAnomaly(texture_files(textures), probability=1)(images(1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
