@@ -192,13 +192,24 @@ def warn_of_another_map(checkpoint: Mapping[str, Any], shown: str) -> None:
         )
 
 
-def find_encoder(checkpoint_path: str | Path) -> str | None:
+def check_model(checkpoint: Mapping[str, Any], model: str) -> None:
+    """Refuse a checkpoint of the other model.
+
+    Raises:
+        ValueError: It is.
+    """
+    trained = checkpoint.get("model", model)
+    if trained != model:
+        msg = f"This is a checkpoint of {trained}, not of {model}: --model {trained}, in Python anomalib_inp.{trained}."
+        raise ValueError(msg)
+
+
+def find_encoder(checkpoint: Mapping[str, Any], checkpoint_path: str | Path) -> str | None:
     """Find the encoder's file beside a checkpoint where the place that the checkpoint names is gone.
 
     Returns:
         The file, or ``None`` where the checkpoint's own answer holds.
     """
-    checkpoint = read_checkpoint(checkpoint_path, mmap=True)
     origin = Path(checkpoint.get("hyper_parameters", {}).get("encoder_weights", "timm"))
     beside = Path(checkpoint_path).parent / origin.name
     return str(beside) if origin.suffix and not origin.is_file() and beside.is_file() else None
@@ -295,9 +306,37 @@ def set_thresholds(
     if normalized is not None:
         config["enable_normalization"] = normalized
     if (image, pixel, normalized) != (None, None, None):
-        temporary = path.with_name(f".{path.name}.tmp")
-        torch.save(content, temporary)
-        temporary.replace(path)
+        _write(path, content)
     state = content["state_dict"]
     thresholds = {name: float(state[f"post_processor._{name}_threshold"]) for name in ("image", "pixel")}
     return {**thresholds, "normalized": config["enable_normalization"]}
+
+
+def set_map(checkpoint: str | Path, map: str | None = None) -> str:  # noqa: A002
+    """Choose the anomaly map of a checkpoint, in place: what is exported, and shown where no other map is asked for.
+
+    Args:
+        checkpoint: A checkpoint of ours.
+        map: Name of the map; ``None`` leaves it.
+
+    Returns:
+        The map of the checkpoint.
+
+    Raises:
+        ValueError: Not a checkpoint of ours, or the model has no such map.
+    """
+    from anomalib_inp.models.loading import load_model
+
+    path = Path(checkpoint)
+    content = read_checkpoint(path)
+    if map is not None:
+        content.setdefault("hyper_parameters", {})["map"] = load_model(path, map=map).model.map
+        _write(path, content)
+    return str(content.get("hyper_parameters", {}).get("map") or content.get("map", "reconstruction"))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint in one step: it is the old one or the new one, never half of either."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)

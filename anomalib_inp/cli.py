@@ -57,6 +57,18 @@ def threshold(
     print(f"Scores: {'normalised' if told['normalized'] else 'raw'}")
 
 
+def choose_map(checkpoint: Path, map: str | None = None) -> None:  # noqa: A002
+    """Show or set the anomaly map of a checkpoint, in place: anomalib export takes it from there.
+
+    Args:
+        checkpoint: The checkpoint of a finished training.
+        map: Name of the map; its thresholds are not chosen anew.
+    """
+    from anomalib_inp.checkpoints import set_map
+
+    print(f"Map: {set_map(checkpoint, map)}")
+
+
 def predict(
     model: Path, images: Path, output: Path = Path("predictions"), device: str = "CPU", precision: str | None = "f32"
 ) -> None:
@@ -107,6 +119,7 @@ def main() -> None:
         "benchmark-export": benchmark_export,
         "sample-data": sample_data,
         "convert": convert,
+        "map": choose_map,
         "predict": predict,
         "threshold": threshold,
     }

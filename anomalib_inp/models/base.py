@@ -23,7 +23,15 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from anomalib_inp.checkpoints import check_encoder, check_frame, find_encoder, note_encoder, warn_of_another_map
+from anomalib_inp.checkpoints import (
+    check_encoder,
+    check_frame,
+    check_model,
+    find_encoder,
+    note_encoder,
+    read_checkpoint,
+    warn_of_another_map,
+)
 from anomalib_inp.data.checks import DataCheck, check_masks
 from anomalib_inp.evaluation.metrics import paper_evaluator
 from anomalib_inp.losses.objective import InpFormerObjective
@@ -247,7 +255,9 @@ class InpModel(InpExport, _Module):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:
         """Load a checkpoint; the encoder is rebuilt from where it came from, or from the file's place beside it."""
-        if found := find_encoder(checkpoint_path):
+        checkpoint = read_checkpoint(checkpoint_path, mmap=True)
+        check_model(checkpoint, cls.__name__)
+        if found := find_encoder(checkpoint, checkpoint_path):
             kwargs.setdefault("encoder_weights", found)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
@@ -259,7 +269,8 @@ class InpModel(InpExport, _Module):
         checkpoint["map"] = self.model.map
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were trained with another encoder or on another frame."""
+        """Refuse weights of the other model, or that were trained with another encoder or on another frame."""
+        check_model(checkpoint, type(self).__name__)
         check_encoder(checkpoint, self.model.network.encoder)
         check_frame(checkpoint, self.pre_processor)
         warn_of_another_map(checkpoint, self.model.map)

@@ -126,6 +126,7 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
         if reconstruction is not None:
             load_reconstruction(network, reconstruction, self.pre_processor)
             network.requires_grad_(False)
+            self.feature_cache = None  # nothing of the normal images is trained on
 
     @property
     def head(self) -> SegmentationHead | None:

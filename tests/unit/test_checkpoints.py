@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anomalib_inp import InpFormer
-from anomalib_inp.checkpoints import convert_reference, set_thresholds
+from anomalib_inp import InpFormer, InpFormerPlusPlus
+from anomalib_inp.checkpoints import convert_reference, set_map, set_thresholds
 from anomalib_inp.deploy import Metadata
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "inp_former_tiny"
@@ -231,6 +231,30 @@ def test_another_encoder_is_refused(trained: Path, folder: Path, other_encoder: 
 
 
 # --- thresholds -------------------------------------------------------------------------------------------------------
+
+
+def test_the_map_of_a_checkpoint_is_the_one_that_is_exported(folder: Path) -> None:
+    path = folder / "finished.ckpt"
+    before = path.read_bytes()
+    assert set_map(path) == "reconstruction"
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="must be one of reconstruction, prototype_distance, got 'fused'"):
+        set_map(path, "fused")
+    assert set_map(path, "prototype_distance") == set_map(path) == "prototype_distance"
+    with pytest.warns(UserWarning, match="of the map 'reconstruction', but the map 'prototype_distance' is shown"):
+        model = InpFormer.load_from_checkpoint(path)  # as anomalib's export loads it
+    assert model.model.map == "prototype_distance"
+
+
+def test_a_checkpoint_of_the_other_model_is_refused(folder: Path, trained: Path) -> None:
+    message = "This is a checkpoint of InpFormer, not of InpFormerPlusPlus"
+    with pytest.raises(ValueError, match=message):
+        InpFormerPlusPlus.load_from_checkpoint(folder / "finished.ckpt")
+    encoder = load(folder / "finished.ckpt")["hyper_parameters"]["encoder_weights"]
+    model = InpFormerPlusPlus("test_vit", encoder, image_size=64, head=False)
+    engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.raises(ValueError, match=message):
+        engine.predict(model, data_path=trained / "data/part/test", ckpt_path=folder / "finished.ckpt")
 
 
 def flatten(content: Any, name: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "inp_former_tiny" / "model.pth"
 COMMANDS = {
     "sample-data": cli.sample_data,
     "convert": cli.convert,
+    "map": cli.choose_map,
     "predict": cli.predict,
     "threshold": cli.threshold,
 }
