@@ -57,6 +57,10 @@ class LabelledAnomalies(Callback):
         self.digests: dict[str, str] = {}
         self.defects: list[Defect] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the pixels of the defects out of a model that is pickled (``to_torch``)."""
+        return {**self.__dict__, "defects": []}
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the images where a training begins, and take them out of the test and validation images.
 
@@ -81,7 +85,8 @@ class LabelledAnomalies(Callback):
             trained = samples.image_path.map(self._was_trained_on).to_numpy(dtype=bool)
             dataset.samples = samples[~trained]
             setattr(dataset, HELD_OUT, samples[trained])
-            rank_zero_info(f"{trained.sum()} labelled anomalies are left out of {name}.")
+            if trained.any():
+                rank_zero_info(f"{trained.sum()} labelled anomalies are left out of {name}.")
 
     def find(self, data: LightningDataModule) -> None:
         """Find the images of a data module, and cut their defects out.
@@ -109,7 +114,8 @@ class LabelledAnomalies(Callback):
             msg = f"The masks of labelled anomalies must mark a defect, but those of {some_of(empty)} are empty."
             raise DataError(msg)
         self.defects = [cut_out(*pair) for pair in read.values()]
-        self.digests = {_below(image, getattr(data, "root", None)): digest(image) for image in read}
+        # A model that is trained once more has been trained on both draws.
+        self.digests |= {_below(image, getattr(data, "root", None)): digest(image) for image in read}
         rank_zero_info("Labelled anomalies, trained on and not tested on: " + ", ".join(sorted(map(str, read))))
 
     def _was_trained_on(self, path: str) -> bool:
@@ -160,7 +166,11 @@ def _of_folder(folder: Path) -> Iterator[tuple[Path, Path | None]]:
         msg = f"Expected labelled anomalies in {folder}/images and their masks in {folder}/masks, found no image."
         raise DataError(msg)
     for name, path in images.items():
-        yield path, masks.get(name, masks.get(f"{name}_mask"))
+        found = [masks[mask] for mask in (name, f"{name}_mask") if mask in masks]
+        if len(found) > 1:
+            msg = f"{path} has two masks, {found[0]} and {found[1]}. Remove one."
+            raise DataError(msg)
+        yield path, found[0] if found else None
 
 
 def digest(path: Path) -> str:

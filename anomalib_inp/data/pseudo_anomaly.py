@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from anomalib.data.utils import read_image
 from anomalib.data.utils.generators.perlin import generate_perlin_noise
+from PIL import Image
 from skimage.filters import threshold_otsu
 from torch import Tensor
 from torch.nn import functional as F
@@ -81,7 +81,7 @@ class PseudoAnomaly:
         if not 0 < probability <= 1:
             msg = f"The probability of a pseudo-anomaly must be above 0 and at most 1, got {probability}."
             raise ValueError(msg)
-        if not (len(blend) == 2 and 0 < blend[0] <= blend[1] <= 1):
+        if not (isinstance(blend, Sequence) and len(blend) == 2 and 0 < blend[0] <= blend[1] <= 1):
             msg = (
                 f"The blend of a pseudo-anomaly must be two shares of the texture, 0 < least <= most <= 1, got {blend}."
             )
@@ -101,7 +101,7 @@ class PseudoAnomaly:
 
         Args:
             images: Normal images ``(B, 3, H, W)`` in [0, 1]; where there are no textures, those of one image come from
-                another one of the batch.
+                another one of the batch, or from itself where there is no other.
 
         Returns:
             Images ``(B, 3, H, W)`` and the masks ``(B, H, W)`` of what was changed, 0 or 1; empty for images that stay
@@ -120,19 +120,29 @@ class PseudoAnomaly:
                 layer, mask = torch.lerp(image, self._texture(other), strength), perlin_mask(image, self.threshold)
             mask = mask if allowed is None else mask * allowed
             changed[index] = torch.lerp(image, layer, mask)
-            masks[index] = mask > 0.5
+            masks[index] = mask > mask.max() / 2  # a thin defect is nowhere opaque
         return changed, masks
 
     def _texture(self, other: Tensor) -> Tensor:
         if not self.textures:
             return CHANGE_COLOURS(shuffle_patches(other))
-        path = self.textures[_draw(len(self.textures))]
-        try:
-            texture = CHANGE_COLOURS(read_image(path, as_tensor=True))
-        except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
-            msg = f"The texture {path} cannot be decoded: {error}. Replace or remove it; training can be resumed."
-            raise DataError(msg) from error
-        return T.resize(texture, list(other.shape[-2:]), antialias=True)
+        return CHANGE_COLOURS(read_texture(self.textures[_draw(len(self.textures))], list(other.shape[-2:])))
+
+
+def read_texture(path: Path, size: list[int]) -> Tensor:
+    """Read a texture at a height and width in pixels, ``(3, H, W)`` in [0, 1].
+
+    Raises:
+        DataError: It cannot be decoded.
+    """
+    try:
+        with Image.open(path) as file:
+            file.draft("RGB", (size[1], size[0]))  # a JPEG is decoded no larger than need be
+            texture = T.pil_to_tensor(file.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
+        msg = f"The texture {path} cannot be decoded: {error}. Replace or remove it; training can be resumed."
+        raise DataError(msg) from error
+    return T.resize(T.to_dtype(texture, scale=True), size, antialias=True)
 
 
 def texture_files(folder: Path) -> list[Path]:

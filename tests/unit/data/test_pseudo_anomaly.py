@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_tensor
 
 from anomalib_inp.data.checks import DataError
 from anomalib_inp.data.pseudo_anomaly import (
@@ -18,6 +19,7 @@ from anomalib_inp.data.pseudo_anomaly import (
     foreground,
     paste,
     perlin_mask,
+    read_texture,
     shuffle_patches,
     texture_files,
 )
@@ -186,9 +188,29 @@ def test_textures_are_checked_at_once(tmp_path: Path) -> None:
         texture_files(tmp_path)
 
 
+def test_a_thin_defect_is_labelled_where_it_changes_the_image() -> None:
+    scratch = torch.zeros(24, 24)
+    scratch[4:20, 12] = 1
+    bright = Defect(torch.ones(3, 24, 24), scratch)
+    changed, masks = PseudoAnomaly(probability=1, defects=[bright])(torch.zeros(100, 3, 64, 64))
+    differ = (changed != 0).any(dim=1).flatten(1).any(dim=1)
+    assert differ.sum() > 30
+    assert masks.flatten(1).any(dim=1)[differ].all()
+
+
+def test_large_textures_are_read_at_the_size_of_the_image(tmp_path: Path) -> None:
+    Image.effect_noise((1200, 900), 60).convert("RGB").save(tmp_path / "large.jpg")
+    texture = read_texture(tmp_path / "large.jpg", [96, 128])
+    with Image.open(tmp_path / "large.jpg") as whole:
+        expected = to_tensor(whole.resize((128, 96), Image.Resampling.BILINEAR))
+    assert texture.shape == (3, 96, 128)
+    assert (texture - expected).abs().mean() < 0.01
+
+
 def test_a_texture_that_cannot_be_decoded_is_named(textures: Path) -> None:
     path = textures / "dotted" / "one.jpg"
-    path.write_bytes(path.read_bytes()[:-200])
+    Image.effect_noise((200, 200), 60).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError, match=r"texture .*one\.jpg cannot be decoded"):
         PseudoAnomaly(texture_files(textures), probability=1)(images(1))
 
@@ -201,6 +223,7 @@ def test_a_texture_that_cannot_be_decoded_is_named(textures: Path) -> None:
         ({"blend": (0.5, 0.4)}, "blend"),
         ({"blend": (0, 1)}, "blend"),
         ({"blend": (0.5,)}, "blend"),
+        ({"blend": 0.5}, "blend"),
         ({"threshold": 1}, "threshold"),
     ],
 )
