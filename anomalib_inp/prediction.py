@@ -17,7 +17,8 @@ from rich.progress import track
 
 from anomalib_inp.data.checks import header_fault, some_of
 from anomalib_inp.deploy import ExportedModel
-from anomalib_inp.evaluation.metrics import metrics_table, seven_metrics
+from anomalib_inp.evaluation.metrics import seven_metrics
+from anomalib_inp.evaluation.report import metrics_table
 from anomalib_inp.preprocessing import CropBox
 from anomalib_inp.visualization import draw_result, gallery
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from anomalib_inp.cache_folder import VARIABLE
 
-pytest.register_assert_rewrite("model_tester")
+pytest.register_assert_rewrite("model_tester", "reference_metrics")
 
 GOLDEN = Path(__file__).parent / "golden"
 MORE_GOLDEN = "ANOMALIB_INP_GOLDEN"

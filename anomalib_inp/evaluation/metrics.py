@@ -6,23 +6,18 @@ All are exact (a threshold at every distinct value, no bins). They read scores a
 because anomalib's normalisation clamps to [0, 1], and clamped values are ties.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from anomalib import metrics as anomalib_metrics
-from anomalib.metrics import AnomalibMetric, BinaryPrecisionRecallCurve, Evaluator
-from lightning.pytorch import LightningModule, Trainer
-from rich.table import Table
+from anomalib.metrics import AnomalibMetric, BinaryPrecisionRecallCurve
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 from torchmetrics.utilities.data import dim_zero_cat
-
-logger = logging.getLogger(__name__)
 
 COLUMNS = {
     "image_AUROC": "I-AUROC",
@@ -51,18 +46,7 @@ class _Checked(AnomalibMetric, Metric):
         Raises:
             ValueError: If values and ground truth differ in shape, or a value is NaN.
         """
-        values, truth = (getattr(batch, field, None) for field in self.fields)
-        if values is not None and truth is not None:
-            name, truth_name = self.fields
-            if values.squeeze().shape != truth.squeeze().shape:
-                msg = (
-                    f"{name} and {truth_name} must have the same shape, got {tuple(values.shape)} and "
-                    f"{tuple(truth.shape)}. Masks of another size: resize them to the maps (nearest neighbour)."
-                )
-                raise ValueError(msg)
-            if values.isnan().any():
-                msg = f"{name} must be numbers, got NaN. Half precision may have overflowed: predict in float32."
-                raise ValueError(msg)
+        check_values(batch, *self.fields)
         super().update(batch)
 
     def compute(self) -> Tensor:
@@ -125,45 +109,6 @@ class AUPRO(_Checked, anomalib_metrics.AUPRO):
         self.register_buffer("fpr_limit", torch.tensor(fpr_limit), persistent=False)
 
 
-class PaperEvaluator(Evaluator):
-    """anomalib's evaluator, leaving out the metrics for which the test data had no ground truth."""
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from nothing: Lightning does not reset after a test that was interrupted or ran in barebones mode."""
-        del trainer, pl_module
-        metrics: list[Any] = list(self.test_metrics)
-        for metric in metrics:
-            metric.reset()
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log every metric that was updated; anomalib computes the others too, with a warning each."""
-        del pl_module
-        metrics: list[Any] = list(self.test_metrics)
-        missing = [metric.name for metric in metrics if not metric.update_called]
-        if missing:
-            logger.info("The test data have no ground truth for %s: left out.", ", ".join(missing))
-        for metric in metrics:
-            if metric.update_called:
-                self.log(metric.name, metric)
-                # Lightning logs nothing in barebones mode, so anomalib fills these itself.
-                if trainer.barebones:
-                    trainer.callback_metrics[metric.name] = trainer.logged_metrics[metric.name] = metric.compute()
-
-
-def paper_evaluator() -> Evaluator:
-    """Build the evaluator that tests a model with the seven metrics.
-
-    They are logged under the keys of ``COLUMNS``. Image metrics read ``raw_score`` ``(B,)`` and ``gt_label`` ``(B,)``,
-    pixel metrics ``raw_map`` ``(B, H, W)`` or ``(B, 1, H, W)`` and ``gt_mask`` ``(B, H, W)``, all attributes of the
-    batch. Without masks the pixel metrics are absent from the results. A metric over one class only (say, only normal
-    images) is nan.
-
-    Returns:
-        An evaluator for the ``evaluator`` argument of a model; several models need one each.
-    """
-    return PaperEvaluator(test_metrics=_seven())
-
-
 def seven_metrics(
     scores: Tensor | np.ndarray,
     labels: Tensor | np.ndarray,
@@ -192,43 +137,50 @@ def seven_metrics(
         batch.raw_map, batch.gt_mask = _cpu(maps), _binary("masks", masks)
         _check_shape("maps", batch.raw_map, (len(batch.raw_score), None, None))
         _check_shape("masks", batch.gt_mask, tuple(batch.raw_map.shape))
-    values = {}
-    for metric in _seven():
-        metric.update(batch)
-        if metric.update_called:
-            values[metric.name] = metric.compute().item()
-    return values
+    return _computed(batch, "image") | _computed(batch, "pixel")
 
 
-def metrics_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """Set metrics out as a table to print.
+def pixel_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
+    """Compute the four pixel metrics of maps ``(N, H, W)`` and masks ``(N, H, W)``."""
+    return _computed(SimpleNamespace(raw_map=maps, gt_mask=masks), "pixel")
+
+
+def check_values(batch: Any, name: str, truth_name: str) -> None:
+    """Refuse values that no metric can be computed of.
 
     Args:
-        rows: Per name (a category, a mean), values in [0, 1] under the keys of ``COLUMNS``.
+        batch: Anything with attributes of these names; where one is missing, there is nothing to refuse.
+        name: Attribute of the values.
+        truth_name: Attribute of the ground truth.
 
-    Returns:
-        One row per name, the seven metrics in per cent; ``-`` where one is missing or nan.
+    Raises:
+        ValueError: Values and ground truth differ in shape, or a value is NaN.
     """
-    table = Table("category")
-    for header in COLUMNS.values():
-        table.add_column(header, justify="right")
-    for name, values in rows.items():
-        cells = (values.get(key, np.nan) for key in COLUMNS)
-        table.add_row(name, *("-" if np.isnan(cell) else f"{100 * cell:.2f}" for cell in cells))
-    return table
+    values, truth = (getattr(batch, field, None) for field in (name, truth_name))
+    if values is None or truth is None:
+        return
+    if values.squeeze().shape != truth.squeeze().shape:
+        msg = (
+            f"{name} and {truth_name} must have the same shape, got {tuple(values.shape)} and {tuple(truth.shape)}. "
+            "Masks of another size: resize them to the maps (nearest neighbour)."
+        )
+        raise ValueError(msg)
+    if values.isnan().any():
+        msg = f"{name} must be numbers, got NaN. Half precision may have overflowed: predict in float32."
+        raise ValueError(msg)
 
 
-def _seven() -> list[_Checked]:
-    image, pixel = ("raw_score", "gt_label"), ("raw_map", "gt_mask")
-    return [
-        AUROC(image, "image_"),
-        AP(image, "image_"),
-        F1Max(image, "image_"),
-        AUROC(pixel, "pixel_", strict=False),
-        AP(pixel, "pixel_", strict=False),
-        F1Max(pixel, "pixel_", strict=False),
-        AUPRO(pixel, "pixel_", strict=False),
-    ]
+FIELDS = {"image": ("raw_score", "gt_label"), "pixel": ("raw_map", "gt_mask")}
+
+
+def _computed(batch: Any, kind: str) -> dict[str, float]:
+    """Compute the metrics of a kind, those that the batch has values and ground truth for."""
+    metrics: list[_Checked] = [metric(FIELDS[kind], f"{kind}_", strict=False) for metric in (AUROC, AP, F1Max)]
+    if kind == "pixel":
+        metrics.append(AUPRO(FIELDS[kind], "pixel_", strict=False))
+    for metric in metrics:
+        metric.update(batch)
+    return {metric.name: metric.compute().item() for metric in metrics if metric.update_called}
 
 
 def _cpu(values: Tensor | np.ndarray) -> Tensor:

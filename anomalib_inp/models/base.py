@@ -33,7 +33,7 @@ from anomalib_inp.checkpoints import (
     warn_of_another_map,
 )
 from anomalib_inp.data.checks import DataCheck, check_masks
-from anomalib_inp.evaluation.metrics import paper_evaluator
+from anomalib_inp.evaluation.per_category import PaperEvaluator
 from anomalib_inp.losses.objective import InpFormerObjective
 from anomalib_inp.models.exporting import InpExport
 from anomalib_inp.models.steps import evaluation_step, full_precision, reconstruct
@@ -235,7 +235,7 @@ class InpModel(InpExport, _Module):
     @staticmethod
     def configure_evaluator() -> Evaluator:
         """Build the default evaluator: the paper's seven metrics."""
-        return paper_evaluator()
+        return PaperEvaluator()
 
     @classmethod
     def configure_visualizer(cls) -> InpVisualizer:

@@ -1,0 +1,158 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pixel metrics of many categories: exact, with every pixel kept, or from counts in bins, with none kept."""
+
+from collections.abc import Callable
+
+import torch
+from anomalib.utils.cv import connected_components_cpu
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from anomalib_inp.evaluation.metrics import pixel_metrics
+
+FRACTION_BITS = 10
+BINS = 2 ** (1 + 8 + FRACTION_BITS)
+"""A bin holds the values that agree in sign, exponent and the first bits of the fraction: it is 0.1 % wide."""
+
+
+class ExactPixels(Metric):
+    """Keeps all maps and masks; memory grows by 5 bytes a pixel.
+
+    Args:
+        num_categories: Number of categories.
+    """
+
+    full_state_update = False
+    maps: list[Tensor]
+    masks: list[Tensor]
+    categories: list[Tensor]
+    size: Tensor
+
+    def __init__(self, num_categories: int = 1) -> None:
+        super().__init__()
+        self.num_categories = num_categories
+        for state in ("maps", "masks", "categories"):
+            self.add_state(state, [], dist_reduce_fx="cat")
+        self.add_state("size", torch.ones(2, dtype=torch.long), dist_reduce_fx="max")
+        # A process that is given no image shares a state of the right kind all the same.
+        self.update(torch.zeros(0, 1, 1), torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.long))
+
+    def update(self, maps: Tensor, masks: Tensor, categories: Tensor) -> None:
+        """Add maps ``(B, H, W)``, masks ``(B, H, W)`` and the numbers ``(B,)`` of the categories."""
+        self.size = torch.tensor(maps.shape[-2:], device=self.size.device)
+        self.maps.append(maps.flatten().float())
+        self.masks.append(masks.flatten().to(torch.uint8))
+        self.categories.append(categories)
+
+    def compute(self) -> list[dict[str, float]]:
+        """Compute the metrics of each category; those without images have none."""
+        categories = dim_zero_cat(self.categories)
+        maps, masks = (dim_zero_cat(state).view(-1, *self.size.tolist()) for state in (self.maps, self.masks))
+        return of_each(self.num_categories, categories, lambda own: pixel_metrics(maps[own], masks[own].bool()))
+
+
+class BinnedPixels(Metric):
+    """Counts pixels in bins, of which each is 0.1 % wide; memory does not grow with the images.
+
+    torchmetrics' binned metrics know values between 0 and 1, in bins of equal width: most pixels of a map of cosine
+    distances lie in a few of them, and AUPRO is not among them.
+
+    Args:
+        num_categories: Number of categories; each needs 13 MB.
+    """
+
+    full_state_update = False
+    normal: Tensor
+    anomalous: Tensor
+    overlap: Tensor
+    regions: Tensor
+
+    def __init__(self, num_categories: int = 1) -> None:
+        super().__init__()
+        self.num_categories = num_categories
+        counts = torch.zeros(num_categories, BINS, dtype=torch.int64)
+        self.add_state("normal", counts, dist_reduce_fx="sum")
+        self.add_state("anomalous", counts.clone(), dist_reduce_fx="sum")
+        # Share of their region that the pixels of a bin make up, over all regions.
+        self.add_state("overlap", counts.double(), dist_reduce_fx="sum")
+        self.add_state("regions", torch.zeros(num_categories, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, maps: Tensor, masks: Tensor, categories: Tensor) -> None:
+        """Add maps ``(B, H, W)``, masks ``(B, H, W)`` and the numbers ``(B,)`` of the categories."""
+        bins, masks = bin_of(maps), masks.bool()
+        # All regions of the batch have numbers of their own; 0 is what lies outside.
+        regions = connected_components_cpu(masks.unsqueeze(1).int().cpu()).squeeze(1).to(masks.device).long()
+        sizes = torch.bincount(regions.flatten())
+        for number in categories.unique():
+            own = categories == number
+            mask, found, numbers = masks[own], bins[own], regions[own][masks[own]]
+            self.normal[number] += torch.bincount(found[~mask], minlength=BINS)
+            self.anomalous[number] += torch.bincount(found[mask], minlength=BINS)
+            self.overlap[number] += torch.bincount(found[mask], weights=1 / sizes[numbers].double(), minlength=BINS)
+            self.regions[number] += len(numbers.unique())
+
+    def compute(self) -> list[dict[str, float]]:
+        """Compute the metrics of each category; those without images have none."""
+        states = zip(self.normal, self.anomalous, self.overlap, self.regions, strict=True)
+        return [
+            metrics_of_counts(normal, anomalous, overlap / regions) if (normal.any() or anomalous.any()) else {}
+            for normal, anomalous, overlap, regions in states
+        ]
+
+
+def of_each(count: int, categories: Tensor, metrics: Callable[[Tensor], dict[str, float]]) -> list[dict[str, float]]:
+    """Compute metrics of what belongs to each category; one that nothing belongs to has none.
+
+    Args:
+        count: Number of categories.
+        categories: Number of the category of each image ``(N,)``.
+        metrics: Metrics of the images that are true in a mask ``(N,)``.
+    """
+    return [metrics(own) if own.any() else {} for own in (categories == number for number in range(count))]
+
+
+def bin_of(values: Tensor) -> Tensor:
+    """Number of the bin of each value; a larger value has the same bin or a higher one."""
+    bits = values.float().contiguous().view(torch.int32)
+    # As whole numbers, the bits of positive floats are in the order of the floats, those of negative ones reversed.
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered >> (23 - FRACTION_BITS)).long() + BINS // 2
+
+
+def lower_edge(bins: Tensor) -> Tensor:
+    """Smallest value of a bin."""
+    ordered = (bins - BINS // 2).int() << (23 - FRACTION_BITS)
+    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+
+
+def metrics_of_counts(normal: Tensor, anomalous: Tensor, overlap: Tensor, limit: float = 0.3) -> dict[str, float]:
+    """Compute the four pixel metrics from counts in bins; values of one bin are ties.
+
+    Args:
+        normal: Normal pixels per bin ``(BINS,)``, from the lowest value to the highest.
+        anomalous: Anomalous pixels per bin.
+        overlap: Mean over the regions of their share in each bin; sums to 1.
+        limit: False-positive rate where AUPRO's integration ends.
+
+    Returns:
+        AUROC, AP, F1-max and AUPRO in [0, 1]; nan where there are no normal or no anomalous pixels.
+    """
+    names = ("pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
+    if not normal.any() or not anomalous.any():
+        return dict.fromkeys(names, float("nan"))
+    used = ((normal > 0) | (anomalous > 0)).nonzero().flatten().flip(0)
+    false, true, covered = (counts[used].double().cumsum(0) for counts in (normal, anomalous, overlap))
+    start = false.new_zeros(1)
+    fpr, tpr, pro = (torch.cat([start, curve]) for curve in (false / false[-1], true / true[-1], covered))
+    precision = true / (true + false)
+    f1 = 2 * true / (true + false + true[-1])
+    # The curve up to the limit; its last piece is cut there.
+    end = int((fpr < limit).sum())
+    share = (limit - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
+    at_limit = pro[end - 1] + share * (pro[end] - pro[end - 1])
+    area = torch.trapezoid(torch.cat([pro[:end], at_limit.view(1)]), torch.cat([fpr[:end], start + limit]))
+    values = (torch.trapezoid(tpr, fpr), (precision * tpr.diff()).sum(), f1.max(), area / limit)
+    return {name: value.item() for name, value in zip(names, values, strict=True)}
