@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from anomalib_inp.data.multi_category import MultiCategory
     from anomalib_inp.models.inp_former import InpFormer
     from anomalib_inp.models.inp_former_plus_plus import InpFormerPlusPlus
     from anomalib_inp.post_processing import InpPostProcessor
@@ -24,9 +25,10 @@ _HOME = {
     "InpPostProcessor": "anomalib_inp.post_processing",
     "InpPreProcessor": "anomalib_inp.preprocessing",
     "InpVisualizer": "anomalib_inp.visualization",
+    "MultiCategory": "anomalib_inp.data.multi_category",
 }
 
-__all__ = ["InpFormer", "InpFormerPlusPlus", "InpPostProcessor", "InpPreProcessor", "InpVisualizer"]
+__all__ = ["InpFormer", "InpFormerPlusPlus", "InpPostProcessor", "InpPreProcessor", "InpVisualizer", "MultiCategory"]
 
 
 def __getattr__(name: str) -> Any:

@@ -83,6 +83,7 @@ def _take_the_name() -> None:
     """
     try:
         # If importing our classes is what brought anomalib in, this returns at once and our classes follow.
+        import anomalib_inp.data.multi_category
         import anomalib_inp.models  # noqa: F401
 
         builtin = sys.modules[_AWAITED].InpFormer

@@ -39,10 +39,10 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     if not isinstance(datamodule, MVTecAD | MPDD | VAD):
         return  # others have folders of the same names with other things in them
     folder = Path(datamodule.root, datamodule.category)
-    if not (folder / "ground_truth").is_dir() or not (folder / "test").is_dir():
+    if not (folder / "test").is_dir():
         return
     faults = []
-    for defect in sorted({path.name for part in ("test", "ground_truth") for path in (folder / part).iterdir()}):
+    for defect in sorted({path.name for part in ("test", "ground_truth") for path in (folder / part).glob("*")}):
         if defect == "good" or defect.startswith("."):
             continue
         images = {path.stem: path for path in _files(folder / "test" / defect)}

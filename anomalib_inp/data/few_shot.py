@@ -4,9 +4,15 @@
 """Few-shot training: the views that a handful of normal images are multiplied into."""
 
 import torch
+from anomalib.data import AnomalibDataset, ImageItem
 from kornia.geometry.transform import rotate
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as T
+from torchvision.tv_tensors import Image, Mask
+
+from anomalib_inp.preprocessing import IMAGENET_MEAN, IMAGENET_STD, InpPreProcessor
 
 ROTATIONS = (-45.0, -33.75, -22.5, -11.25, 11.25, 22.5, 33.75, 45.0)
 """Degrees; a positive angle turns the content counter-clockwise."""
@@ -65,3 +71,44 @@ def _rotations(degrees: Tensor) -> Tensor:
     angle = torch.deg2rad(degrees)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     return torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).unflatten(1, (2, 3))
+
+
+class FewShotViews(AnomalibDataset):
+    """All views of a few normal images, made once.
+
+    The views are images that the pre-processor turns into what ``few_shot_views`` makes of the normalised crop: they
+    have its ``image_size``, and around the crop, which is all that is inspected, the nearest pixels are repeated.
+
+    Args:
+        images: The normal images.
+        pre_processor: The pre-processor of the model.
+    """
+
+    def __init__(self, images: AnomalibDataset, pre_processor: InpPreProcessor) -> None:
+        super().__init__(images.augmentations)
+        crops = (pre_processor.transform(images[index].image) for index in range(len(images)))
+        self.views = torch.cat([few_shot_views(crop) for crop in crops])
+        mean, std = (self.views.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        self.views.mul_(std).add_(mean)
+        self.image_size = pre_processor.image_size
+        samples = images.samples.loc[images.samples.index.repeat(NUM_VIEWS)].reset_index(drop=True)
+        samples["view"] = range(len(samples))
+        samples.attrs = images.samples.attrs
+        self.samples = samples
+        rank_zero_info(
+            f"Few-shot: {len(images)} images as {NUM_VIEWS} views each, {self.views.nbytes / 2**30:.2f} GiB of memory."
+        )
+
+    def __getitem__(self, index: int) -> ImageItem:
+        """Read a view."""
+        place = self.samples.iloc[index]
+        view = self.views[place.view]
+        (height, width), (rows, columns) = self.image_size, view.shape[-2:]
+        top, left = round((height - rows) / 2.0), round((width - columns) / 2.0)  # as the crop is cut out
+        image = T.pad(view, [left, top, width - columns - left, height - rows - top], padding_mode="edge")
+        return ImageItem(
+            image=Image(image),
+            gt_label=torch.tensor(0),
+            gt_mask=Mask(torch.zeros(self.image_size, dtype=torch.bool)),
+            image_path=place.image_path,
+        )

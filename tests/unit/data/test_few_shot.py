@@ -2,12 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from anomalib.data import MVTecAD
 from torch import Tensor
+from torchvision.transforms.v2 import Resize
 
-from anomalib_inp.data.few_shot import few_shot_views
+from anomalib_inp.data.few_shot import NUM_VIEWS, FewShotViews, few_shot_views
+from anomalib_inp.data.sample import write_sample_data
+from anomalib_inp.preprocessing import InpPreProcessor
 
 ROTATIONS = slice(1, 9)
 TRANSLATIONS = slice(9, 17)
@@ -120,3 +125,26 @@ def test_no_view_has_empty_corners() -> None:
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"one image with three channels, \(3, H, W\), got \("):
         few_shot_views(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("crop", [None, (42, 28)])
+def test_views_reach_the_model_as_they_are(tmp_path: Path, crop: tuple[int, int] | None) -> None:
+    root = write_sample_data(tmp_path / "sample", categories=("brick",))
+    data = MVTecAD(root, "brick", num_workers=0)
+    data.setup()
+    images = data.train_data.subsample([3, 30])
+    images.augmentations = Resize((56, 57), antialias=True)
+    pre_processor = InpPreProcessor((56, 57), crop)
+    views = FewShotViews(images, pre_processor)
+    assert len(views) == 2 * NUM_VIEWS
+    for number in range(2):
+        expected = few_shot_views(pre_processor.transform(images[number].image))
+        path = images.samples.image_path[number]
+        rows = [row for row in range(len(views)) if views.samples.image_path[row] == path]
+        rows.sort(key=lambda row: views.samples["view"][row])
+        items = [views[row] for row in rows]
+        assert all(item.image_path == path and item.gt_label == 0 and not item.gt_mask.any() for item in items)
+        assert all(item.image.shape == (3, 56, 57) for item in items)
+        seen = torch.stack([pre_processor.transform(item.image) for item in items])
+        torch.testing.assert_close(seen, expected, atol=1e-6, rtol=1e-6)
+    assert views.collate_fn([views[0], views[1]]).image.shape == (2, 3, 56, 57)

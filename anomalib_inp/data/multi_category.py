@@ -1,0 +1,369 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Many categories and data sets at once: one model is trained on all of them, and tested on each."""
+
+import importlib
+import inspect
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import anomalib.data
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data.utils import TestSplitMode, ValSplitMode
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader, WeightedRandomSampler
+from torchvision.transforms.v2 import Transform
+
+from anomalib_inp.data.checks import DataError, check_masks
+from anomalib_inp.data.few_shot import FewShotViews
+from anomalib_inp.data.joined import JoinedDataset
+from anomalib_inp.preprocessing import InpPreProcessor
+
+
+@dataclass
+class Source:
+    """Categories of one data set.
+
+    Args:
+        source: Image data module of anomalib: ``MVTecAD``, ``Visa``, ``RealIAD``, ``BTech``, ``MPDD``, ``Folder``, ...,
+            or the full path of a class.
+        root: Folder of the data set; by default the data module's. Of ``Folder``, the folder whose subfolders are the
+            categories.
+        categories: Names of the categories, or ``all``: those in the folder, or, before a download, those of the data
+            set.
+        arguments: Further arguments of the data module, such as ``normal_dir`` of ``Folder``.
+        name: What the source is called where there are several; by default like its class.
+    """
+
+    source: str = "MVTecAD"
+    root: str | None = None
+    categories: list[str] | str = "all"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+
+class MultiCategory(AnomalibDataModule):
+    """One training set out of many categories, one test set per category.
+
+    Splits are made in each category by itself. Tests report each category and the mean.
+
+    Args:
+        source: Image data module of anomalib that the categories are of; see :class:`Source`.
+        root: Its folder.
+        categories: Names of the categories, or ``all``.
+        arguments: Further arguments of that data module.
+        sources: Several data sets at once, instead of the four above; categories are then called
+            ``<source>/<category>``.
+        train_on: Categories or sources to train on; by default all.
+        test_on: Categories or sources to test and validate on; by default all.
+        shots: Train on so many normal images per category, each as 22 views (few-shot); by default on all images.
+        sampling: ``natural`` shows every image once an epoch, ``balanced`` every category equally often.
+        train_batch_size: Images in a batch of the training; an incomplete last one is dropped.
+        eval_batch_size: Images in a batch of tests and validations.
+        num_workers: Processes that read images.
+        train_augmentations: Changes to training images.
+        val_augmentations: Changes to validation images.
+        test_augmentations: Changes to test images.
+        augmentations: Changes to all images, where the former are not given.
+        test_split_mode: Where test images come from; by default as the source's data module has it.
+        test_split_ratio: Share of the images that become test images, where they are split off.
+        val_split_mode: Where validation images come from; by default as the source's data module has it.
+        val_split_ratio: Share of the images that become validation images.
+        seed: Seed of the splits and of the draw of ``shots``.
+
+    Raises:
+        ValueError: An argument does not fit; all faults are named at once.
+
+    Example:
+        >>> from anomalib_inp.data import MultiCategory
+        >>> data = MultiCategory("MVTecAD", "./datasets/MVTecAD")  # doctest: +SKIP
+    """
+
+    train_data: AnomalibDataset
+    val_data: AnomalibDataset
+    test_data: AnomalibDataset
+
+    def __init__(
+        self,
+        source: str = "MVTecAD",
+        root: str | None = None,
+        categories: list[str] | str = "all",
+        arguments: dict[str, Any] | None = None,
+        sources: list[Source] | None = None,
+        train_on: list[str] | None = None,
+        test_on: list[str] | None = None,
+        shots: int | None = None,
+        sampling: Literal["natural", "balanced"] = "natural",
+        train_batch_size: int = 16,
+        eval_batch_size: int = 16,
+        num_workers: int = 8,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
+        test_split_mode: TestSplitMode | str | None = None,
+        test_split_ratio: float | None = None,
+        val_split_mode: ValSplitMode | str | None = None,
+        val_split_ratio: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            train_batch_size=train_batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+            val_split_mode=val_split_mode,
+            seed=seed,
+        )
+        if shots is not None and shots < 1:
+            msg = f"shots must be a number of normal images per category, at least 1, got {shots}."
+            raise ValueError(msg)
+        if sampling not in {"natural", "balanced"}:
+            msg = f"sampling must be natural or balanced, got {sampling!r}."
+            raise ValueError(msg)
+        self.shots = shots
+        self.sampling = sampling
+        splits = {
+            "test_split_mode": test_split_mode,
+            "test_split_ratio": test_split_ratio,
+            "val_split_mode": val_split_mode,
+            "val_split_ratio": val_split_ratio,
+        }
+        given = sources or [Source(source, root, categories, arguments or {})]
+        self.modules = _modules(given, {**splits, "seed": seed, "num_workers": 0})
+        self.trained = _chosen("train_on", train_on, self.modules)
+        self.tested = _chosen("test_on", test_on, self.modules)
+        roots = [str(Path(module.root).absolute()) for module in self.modules.values()]
+        self.root = Path(os.path.commonpath(roots))
+
+    def prepare_data(self) -> None:
+        """Download what is missing, and look at the folders.
+
+        Raises:
+            DataError: Categories whose data cannot be had or do not fit; all are named at once.
+        """
+
+        def prepare(module: AnomalibDataModule) -> None:
+            module.prepare_data()
+            check_masks(module)
+
+        _for_all(self.modules, prepare)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Set the data sets up; a training with ``shots`` is given views of the few images.
+
+        Raises:
+            DataError: A category has no images to train or test on; all are named at once.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.shots is not None and not isinstance(self.train_data, FewShotViews):
+            pre_processor = getattr(getattr(self.trainer, "lightning_module", None), "pre_processor", None)
+            if not isinstance(pre_processor, InpPreProcessor):
+                msg = (
+                    "shots makes views of normalised crops, so it needs a model with InpPreProcessor (InpFormer, "
+                    f"InpFormerPlusPlus), got {type(pre_processor).__name__}."
+                )
+                raise DataError(msg)
+            self.train_data = FewShotViews(self.train_data, pre_processor)
+
+    def _setup(self, _stage: str | None = None) -> None:
+        def set_up(module: AnomalibDataModule) -> None:
+            module.setup()
+            if module in self.trained.values() and not len(module.train_data):
+                msg = "there are no images to train on"
+                raise DataError(msg)
+            if module in self.tested.values() and not module.test_data.has_anomalous:
+                msg = "there are no anomalous images to test on; name the categories to test on: test_on"
+                raise DataError(msg)
+
+        _for_all({**self.trained, **self.tested}, set_up)
+        train = {category: module.train_data for category, module in self.trained.items()}
+        if self.shots is not None:
+            train = {category: self._drawn(category, images) for category, images in train.items()}
+        self.train_data = JoinedDataset(train)
+        self.test_data = JoinedDataset({category: module.test_data for category, module in self.tested.items()})
+        validated = {name: module.val_data for name, module in self.tested.items() if hasattr(module, "val_data")}
+        if validated:
+            self.val_data = JoinedDataset(validated)
+        rank_zero_info(
+            f"Training on {len(self.train_data)} images of {len(self.trained)} categories "
+            f"({', '.join(self.trained)}), testing on {len(self.test_data)} of {len(self.tested)} "
+            f"({', '.join(self.tested)})."
+        )
+
+    def _create_test_split(self) -> None:
+        """Leave the test images as the data modules of the categories have split them."""
+
+    def _create_val_split(self) -> None:
+        """Leave the validation images as the data modules of the categories have split them."""
+
+    def _drawn(self, category: str, images: AnomalibDataset) -> AnomalibDataset:
+        """Draw the few images of a category."""
+        shots = int(self.shots or 0)
+        if len(images) < shots:
+            msg = f"shots={shots} are more than the {len(images)} normal images of {category}."
+            raise DataError(msg)
+        rows = np.random.default_rng(self.seed).choice(len(images), shots, replace=False)
+        drawn = images.subsample(sorted(rows.tolist()))
+        rank_zero_info(f"{shots} of {category}: {', '.join(drawn.samples.image_path)}")
+        return drawn
+
+    def train_dataloader(self) -> DataLoader:
+        """Draw batches of all categories; an incomplete last one is dropped."""
+        sampler = None
+        if self.sampling == "balanced":
+            category = self.train_data.samples.category
+            weights = 1 / category.map(category.value_counts())
+            sampler = WeightedRandomSampler(torch.tensor(weights.to_numpy()), len(weights))
+        return DataLoader(
+            self.train_data,
+            batch_size=self.train_batch_size,
+            shuffle=None if sampler else True,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=self.external_collate_fn or self.train_data.collate_fn,
+            drop_last=len(self.train_data) >= self.train_batch_size,
+        )
+
+
+def _modules(sources: Iterable[Source], common: dict[str, Any]) -> dict[str, AnomalibDataModule]:
+    """Build a data module for each category.
+
+    Raises:
+        ValueError: Unknown data modules or categories, or arguments that do not fit; all are named at once.
+    """
+    sources = list(sources)
+    modules: dict[str, AnomalibDataModule] = {}
+    faults = []
+    names = Counter(source.name or source.source for source in sources)
+    faults += [f"several sources are called {name}: give each a name" for name, count in names.items() if count > 1]
+    for source in sources:
+        try:
+            kind = _kind_of(source.source)
+            wanted, wrong = _categories_of(source, kind)
+        except ValueError as fault:
+            faults.append(str(fault))
+            continue
+        faults += wrong
+        for category in wanted:
+            label = f"{source.name or source.source}/{category}" if len(sources) > 1 else category
+            try:
+                modules[label] = _build(kind, source, category, common)
+            except (TypeError, ValueError) as fault:
+                faults.append(f"{label}: {fault}")
+    if faults:
+        raise ValueError(_listed(faults))
+    return modules
+
+
+def _kind_of(name: str) -> type[AnomalibDataModule]:
+    """Find a data module by its name in anomalib, or by its full path."""
+    module, _, short = name.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module) if module else anomalib.data, short, None)
+    except ImportError:
+        kind = None
+    if inspect.isclass(kind) and issubclass(kind, AnomalibDataModule) and kind is not MultiCategory:
+        return kind
+    place = "anomalib.data.datamodules.image"
+    known = [kind.__name__ for kind in AnomalibDataModule.__subclasses__() if kind.__module__.startswith(place)]
+    msg = f"there is no image data module {name}; anomalib has {', '.join(sorted(set(known)))}"
+    raise ValueError(msg)
+
+
+def _categories_of(source: Source, kind: type[AnomalibDataModule]) -> tuple[list[str], list[str]]:
+    """Find the categories of a source, and what is wrong with them."""
+    arguments = inspect.signature(kind).parameters
+    if "category" not in arguments and "name" not in arguments:
+        return [source.source.rpartition(".")[2]], []  # the data set is one category
+    root = Path(source.root or arguments["root"].default or ".")
+    folders = sorted(path.name for path in root.iterdir() if _is_category(path)) if root.is_dir() else []
+    home = importlib.import_module(kind.__module__.replace(".datamodules.", ".datasets."))
+    known = list(getattr(home, "CATEGORIES", ()))
+    if source.categories == "all":
+        trained = [name for name in folders if (root / name / "train").is_dir()] if known else folders
+        missing = [name for name in known if name not in trained]
+        if trained and missing and set(trained) & set(known):
+            rank_zero_warn(f"all: the categories {', '.join(missing)} of {source.source} are not in {root}.")
+        found = trained or known
+        return found, [] if found else [f"there are no folders of categories in {root}"]
+    wanted = [source.categories] if isinstance(source.categories, str) else list(source.categories)
+    wrong = [name for name in wanted if name not in known and name not in folders]
+    if not wanted:
+        return [], [f"no categories of {source.source} are asked for"]
+    if wrong:
+        there = ", ".join(sorted({*known, *folders})) or "nothing"
+        return [], [f"{source.source} in {root} has no category {', '.join(wrong)}; there is {there}"]
+    return wanted, []
+
+
+def _is_category(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _build(kind: type[AnomalibDataModule], source: Source, category: str, common: dict[str, Any]) -> AnomalibDataModule:
+    """Build the data module of one category."""
+    known = inspect.signature(kind).parameters
+    given = {name: value for name, value in common.items() if value is not None and name in known}
+    ignored = [name for name, value in common.items() if value is not None and name not in known]
+    if splits := [name for name in ignored if name.endswith(("mode", "ratio"))]:
+        msg = f"{kind.__name__} has no {', '.join(splits)}"
+        raise ValueError(msg)
+    if source.root is not None:
+        given["root"] = source.root
+    if "category" in known:
+        given["category"] = category
+    elif "name" in known:
+        given |= {"name": category, "root": Path(source.root or ".", category)}
+    return kind(**{**given, **source.arguments})
+
+
+def _chosen(
+    argument: str, wanted: list[str] | None, modules: dict[str, AnomalibDataModule]
+) -> dict[str, AnomalibDataModule]:
+    """Choose categories, by their names or those of their sources.
+
+    Raises:
+        ValueError: A name is unknown; all are named at once.
+    """
+    if wanted is None:
+        return modules
+    sources = {label: label.partition("/")[0] for label in modules if "/" in label}
+    unknown = [name for name in wanted if name not in modules and name not in sources.values()]
+    if unknown or not wanted:
+        msg = (
+            f"{argument} must name categories or sources, got {', '.join(unknown) or 'none'}; there are "
+            f"{', '.join([*modules, *sorted(set(sources.values()))])}."
+        )
+        raise ValueError(msg)
+    return {label: module for label, module in modules.items() if {label, sources.get(label)} & set(wanted)}
+
+
+def _for_all(modules: dict[str, AnomalibDataModule], action: Callable[[AnomalibDataModule], None]) -> None:
+    """Do something to all data modules, and name all that it fails for.
+
+    Raises:
+        DataError: It failed.
+    """
+    faults = []
+    for category, module in modules.items():
+        try:
+            action(module)
+        except Exception as fault:
+            faults.append(f"{category}: {str(fault) or type(fault).__name__}")
+    if faults:
+        raise DataError(_listed(faults))
+
+
+def _listed(faults: list[str]) -> str:
+    return "The data do not fit:\n" + "\n".join(f"- {fault}" for fault in faults)

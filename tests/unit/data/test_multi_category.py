@@ -1,0 +1,193 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import MVTecAD
+
+from anomalib_inp.data import MultiCategory, Source
+from anomalib_inp.data.checks import DataError
+from anomalib_inp.data.sample import CATEGORIES, write_sample_data
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_sample_data(tmp_path_factory.mktemp("multi") / "sample")
+    for folder in root.glob("*/*/*"):  # 8 images to train on, 2 of each kind to test on
+        for file in sorted(folder.iterdir())[8 if folder.parent.name == "train" else 2 :]:
+            file.unlink()
+    return root
+
+
+@pytest.fixture
+def own(root: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(root, tmp_path / "own"))
+
+
+def ready(*args, **kwargs) -> MultiCategory:
+    data = MultiCategory(*args, num_workers=0, **kwargs)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def plain_folder(root: Path) -> Source:
+    """The same images as folders without masks."""
+    arguments = {"normal_dir": "train/good", "normal_test_dir": "test/good", "abnormal_dir": ["test/defect"]}
+    return Source("Folder", str(root), ["parts"], arguments)
+
+
+def make_parts(root: Path, folder: Path) -> Path:
+    shutil.copytree(root / CATEGORIES[0] / "train", folder / "parts" / "train")
+    shutil.copytree(root / CATEGORIES[0] / "test" / "good", folder / "parts" / "test" / "good")
+    (folder / "parts" / "test" / "defect").mkdir()
+    defects = [path for path in sorted((root / CATEGORIES[0] / "test").rglob("*.png")) if path.parent.name != "good"]
+    for index, path in enumerate(defects):
+        shutil.copy(path, folder / "parts" / "test" / "defect" / f"{index:03d}.png")
+    return folder
+
+
+def test_all_categories_of_a_folder(root: Path) -> None:
+    data = ready("MVTecAD", str(root), val_split_mode="from_train", val_split_ratio=0.25, seed=3)
+    for subset in ("train_data", "val_data", "test_data"):
+        together = getattr(data, subset)
+        alone = []
+        for category in CATEGORIES:
+            module = MVTecAD(root, category, val_split_mode="from_train", val_split_ratio=0.25, seed=3)
+            module.setup()
+            alone.append(getattr(module, subset))
+        assert dict(Counter(together.samples.category)) == {
+            name: len(part) for name, part in zip(CATEGORIES, alone, strict=True)
+        }
+        assert set(together.samples.image_path) == {path for part in alone for path in part.samples.image_path}
+    for index in range(0, len(data.test_data), 5):
+        item, row = data.test_data[index], data.test_data.samples.iloc[index]
+        assert item.image_path == row.image_path
+        assert item.gt_label == row.label_index
+        assert bool(item.gt_mask.any()) == bool(row.label_index)
+
+
+def test_different_classes_join_and_missing_masks_are_empty(root: Path, tmp_path: Path) -> None:
+    folder = plain_folder(make_parts(root, tmp_path))
+    data = ready(sources=[Source("MVTecAD", str(root), list(CATEGORIES[1:])), folder])
+    assert sorted(set(data.test_data.samples.category)) == [
+        "Folder/parts",
+        *(f"MVTecAD/{name}" for name in sorted(CATEGORIES[1:])),
+    ]
+    with pytest.raises(TypeError):  # anomalib's own sum
+        data.modules["Folder/parts"].train_data + data.modules["MVTecAD/grass"].train_data
+    rows = [int((data.test_data.samples.category == name).argmax()) for name in ("Folder/parts", "MVTecAD/grass")]
+    for order in (rows, rows[::-1]):
+        batch = data.test_data.collate_fn([data.test_data[row] for row in order])
+        assert batch.gt_mask.shape[0] == 2
+        assert not batch.gt_mask[order.index(rows[0])].any()
+    alone = data.test_data.collate_fn([data.test_data[rows[0]]])
+    assert alone.gt_mask is None
+    for batch in data.test_dataloader():
+        assert len(batch.image) == len(batch.image_path)
+
+
+def test_training_on_some_and_testing_on_others(root: Path) -> None:
+    data = ready("MVTecAD", str(root), train_on=["brick", "grass"], test_on=["gravel"])
+    assert set(data.train_data.samples.category) == {"brick", "grass"}
+    assert set(data.test_data.samples.category) == set(data.val_data.samples.category) == {"gravel"}
+    sources = [Source("MVTecAD", str(root), [name], name=name) for name in CATEGORIES]
+    data = ready(sources=sources, train_on=["brick"], test_on=["grass", "gravel/gravel"])
+    assert set(data.train_data.samples.category) == {"brick/brick"}
+    assert set(data.test_data.samples.category) == {"grass/grass", "gravel/gravel"}
+
+
+def test_sampling(root: Path, own: Path) -> None:
+    for image in sorted((own / "brick" / "train" / "good").iterdir())[2:]:
+        image.unlink()
+
+    def share(sampling: str) -> float:
+        torch.manual_seed(0)
+        data = ready("MVTecAD", str(own), sampling=sampling, train_batch_size=3)
+        paths = [path for _ in range(20) for batch in data.train_dataloader() for path in batch.image_path]
+        assert len(paths) == 20 * 18  # incomplete batches are dropped
+        return sum("/brick/" in path for path in paths) / len(paths)
+
+    assert share("natural") == pytest.approx(2 / 18)
+    assert share("balanced") == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_shots_are_drawn_with_a_seed_and_listed(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        data = ready("MVTecAD", str(root), shots=2, seed=1)
+    drawn = data.train_data.samples
+    assert dict(Counter(drawn.category)) == dict.fromkeys(CATEGORIES, 2)
+    assert all(path in caplog.text for path in drawn.image_path)
+    assert (
+        ready("MVTecAD", str(root), shots=2, seed=1).train_data.samples.image_path.tolist() == drawn.image_path.tolist()
+    )
+    others = [ready("MVTecAD", str(root), shots=2, seed=seed).train_data.samples.image_path.tolist() for seed in (2, 3)]
+    assert drawn.image_path.tolist() not in others
+    assert len(data.test_data) == len(ready("MVTecAD", str(root)).test_data)
+
+
+def test_all_faults_are_named_at_once(root: Path, own: Path) -> None:
+    with pytest.raises(ValueError, match=r"no image data module Nope") as caught:
+        MultiCategory(
+            sources=[
+                Source("Nope"),
+                Source("MVTecAD", str(root), ["brick", "nut", "bolt"]),
+                Source("Folder", str(root), ["grass"]),
+            ]
+        )
+    assert "no category nut, bolt; there is" in str(caught.value)
+    assert "Folder/grass: " in str(caught.value)
+    assert "normal_dir" in str(caught.value)
+
+    shutil.rmtree(own / "brick" / "ground_truth")
+    shutil.rmtree(own / "grass" / "train")
+    (own / "grass" / "train" / "good").mkdir(parents=True)
+    for image in (own / "gravel" / "test").rglob("*.png"):
+        image.unlink()
+    data = MultiCategory("MVTecAD", str(own), list(CATEGORIES), num_workers=0)
+    with pytest.raises(DataError, match=r"brick: Every image in test/<defect> needs its mask"):
+        data.prepare_data()
+    shutil.rmtree(own / "gravel" / "ground_truth")
+    data = MultiCategory("MVTecAD", str(own), ["grass", "gravel"], num_workers=0)
+    with pytest.raises(DataError, match=r"grass: there are no images to train on") as caught:
+        data.setup()
+    assert "gravel: there are no anomalous images to test on" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shots": 0}, "shots must be a number of normal images"),
+        ({"shots": 100}, "shots=100 are more than the 8 normal images of brick"),
+        ({"sampling": "even"}, "sampling must be natural or balanced"),
+        ({"categories": []}, "no categories of MVTecAD are asked for"),
+        ({"train_on": ["nut"]}, "train_on must name categories or sources, got nut; there are brick"),
+        ({"test_on": []}, "test_on must name categories or sources, got none"),
+        ({"source": "Kolektor", "val_split_mode": "nonsense"}, "nonsense"),
+        ({"source": "RealIAD", "val_split_ratio": 0.5, "categories": ["usb"]}, "RealIAD has no val_split_ratio"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(root: Path, arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ready(**{"source": "MVTecAD", "root": str(root), **arguments})
+
+
+def test_a_data_set_that_is_one_category_needs_no_name() -> None:
+    assert list(MultiCategory("Kolektor", "nowhere").modules) == ["Kolektor"]
+
+
+def test_before_a_download_all_are_those_of_the_data_set(tmp_path: Path) -> None:
+    assert len(MultiCategory("MVTecAD", str(tmp_path)).modules) == 15
+    assert len(MultiCategory("Visa", str(tmp_path)).modules) == 12
+    assert len(MultiCategory("RealIAD", str(tmp_path)).modules) == 30
+
+
+def test_all_warns_of_what_is_missing(own: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (own / "brick").rename(own / "bottle")
+    assert "bottle" in MultiCategory("MVTecAD", str(own)).modules
+    assert any("the categories cable, capsule" in str(warning.message) for warning in recwarn)
