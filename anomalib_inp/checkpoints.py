@@ -272,7 +272,11 @@ def convert_reference(published: str | Path, checkpoint: str | Path) -> Path:
 
 
 def set_thresholds(
-    checkpoint: str | Path, image: float | None = None, pixel: float | None = None, normalized: bool | None = None
+    checkpoint: str | Path,
+    image: float | None = None,
+    pixel: float | None = None,
+    normalized: bool | None = None,
+    category: str | None = None,
 ) -> dict[str, float | bool]:
     """Set the thresholds of a checkpoint, in place, and choose between normalised and raw exports.
 
@@ -281,12 +285,13 @@ def set_thresholds(
         image: New image threshold, a raw score; ``None`` leaves it, or takes the other one's value where it is missing.
         pixel: New pixel threshold, a raw map value; ``None`` likewise.
         normalized: Whether exports give normalised scores; ``None`` leaves it.
+        category: The category whose thresholds are meant; ``None`` for the common ones.
 
     Returns:
         What the checkpoint says now.
 
     Raises:
-        ValueError: Not a checkpoint of ours, or a threshold that is no finite number.
+        ValueError: Not a checkpoint of ours, an unknown category, or a threshold that is no finite number.
     """
     path = Path(checkpoint)
     content = read_checkpoint(path)
@@ -299,17 +304,40 @@ def set_thresholds(
         if not math.isfinite(value):
             msg = f"The {name} threshold must be a finite raw score, got {value}."
             raise ValueError(msg)
-        for kind in ("image", "pixel"):
-            threshold = content["state_dict"][f"post_processor._{kind}_threshold"]
-            if kind == name or (kind not in given and threshold.isnan()):
-                threshold.fill_(value)
+    if category is None:
+        thresholds = _move_common(content["state_dict"], given)
+    else:
+        thresholds = _move_own(config.get("ranges", {}), category, given)
     if normalized is not None:
         config["enable_normalization"] = normalized
     if (image, pixel, normalized) != (None, None, None):
         _write(path, content)
-    state = content["state_dict"]
-    thresholds = {name: float(state[f"post_processor._{name}_threshold"]) for name in ("image", "pixel")}
     return {**thresholds, "normalized": config["enable_normalization"]}
+
+
+def _move_common(state: dict[str, torch.Tensor], given: Mapping[str, float]) -> dict[str, float]:
+    """Set the common thresholds in a state dict, and tell them."""
+    thresholds = {kind: state[f"post_processor._{kind}_threshold"] for kind in ("image", "pixel")}
+    for name, value in given.items():
+        for kind, threshold in thresholds.items():
+            if kind == name or (kind not in given and threshold.isnan()):
+                threshold.fill_(value)
+    return {kind: float(threshold) for kind, threshold in thresholds.items()}
+
+
+def _move_own(ranges: dict[str, Any], category: str, given: Mapping[str, float]) -> dict[str, float]:
+    """Set the thresholds of a category in the post-processor's description, and tell them.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if category not in ranges:
+        msg = f"The checkpoint has no thresholds of the category {category!r}; it has {', '.join(ranges) or 'none'}."
+        raise ValueError(msg)
+    own = dict(zip(("image", "pixel"), ranges[category], strict=True))
+    for name, value in given.items():
+        own[name][0] = value
+    return {kind: values[0] for kind, values in own.items()}
 
 
 def set_map(checkpoint: str | Path, map: str | None = None) -> str:  # noqa: A002

@@ -34,7 +34,11 @@ def convert(published: Path, checkpoint: Path) -> None:
 
 
 def threshold(
-    model: Path, image: float | None = None, pixel: float | None = None, normalized: bool | None = None
+    model: Path,
+    image: float | None = None,
+    pixel: float | None = None,
+    normalized: bool | None = None,
+    category: str | None = None,
 ) -> None:
     """Show or set the thresholds of a checkpoint (.ckpt) or an exported model (.xml, .onnx), in place.
 
@@ -43,15 +47,16 @@ def threshold(
         image: New image threshold, a raw score.
         pixel: New pixel threshold, a raw value of the anomaly map.
         normalized: Of a checkpoint: whether what is exported from it gives normalised scores, or raw ones (false).
+        category: Of a model of several categories: the one whose thresholds are meant; by default the common ones.
     """
     from anomalib_inp import checkpoints, deploy
 
     if model.suffix == ".ckpt":
-        told = checkpoints.set_thresholds(model, image, pixel, normalized)
+        told = checkpoints.set_thresholds(model, image, pixel, normalized, category)
     elif normalized is not None:
         sys.exit("anomalib-inp: --normalized is for checkpoints: set it there and export again.")
     else:
-        metadata = deploy.set_thresholds(model, image, pixel)
+        metadata = deploy.set_thresholds(model, image, pixel, category)
         told = {"image": metadata.image_threshold, "pixel": metadata.pixel_threshold, "normalized": metadata.normalized}
     print(f"Image threshold: {told['image']:.6g}\nPixel threshold: {told['pixel']:.6g}")
     print(f"Scores: {'normalised' if told['normalized'] else 'raw'}")
@@ -70,7 +75,12 @@ def choose_map(checkpoint: Path, map: str | None = None) -> None:  # noqa: A002
 
 
 def predict(
-    model: Path, images: Path, output: Path = Path("predictions"), device: str = "CPU", precision: str | None = "f32"
+    model: Path,
+    images: Path,
+    output: Path = Path("predictions"),
+    device: str = "CPU",
+    precision: str | None = "f32",
+    category: str | None = None,
 ) -> None:
     """Run an exported model on images: a picture of each, scores.csv and, where the folder tells labels, seven metrics.
 
@@ -80,10 +90,11 @@ def predict(
         output: Folder for the results.
         device: OpenVINO device, such as CPU, GPU or NPU.
         precision: OpenVINO's inference precision; null leaves it to the device, which may compute in bfloat16.
+        category: Of a model of several categories: the one whose thresholds hold; by default the common ones.
     """
     from anomalib_inp.prediction import predict_images
 
-    predict_images(model, images, output, device, precision)
+    predict_images(model, images, output, device, precision, category)
 
 
 def benchmark_export(

@@ -41,6 +41,9 @@ class Metadata(NamedTuple):
         pixel_threshold: Threshold of maps.
         pixel_span: The same for maps.
         crop_box: The inspected part of the image.
+        categories: Of a model of several categories: threshold and span of scores, then of maps, of each.
+        image_limit: Normalised score above which an image is anomalous.
+        pixel_limit: The same for maps.
     """
 
     normalized: bool
@@ -49,6 +52,9 @@ class Metadata(NamedTuple):
     pixel_threshold: float
     pixel_span: float
     crop_box: CropBox
+    categories: dict[str, list[float]] = {}
+    image_limit: float = 0.5
+    pixel_limit: float = 0.5
 
     @classmethod
     def of(cls, model: "AnomalibModule") -> "Metadata":
@@ -59,7 +65,25 @@ class Metadata(NamedTuple):
         (image, image_span), (pixel, pixel_span) = (post.threshold_and_span(kind) for kind in ("image", "pixel"))
         scales = (float(image), float(image_span), float(pixel), float(pixel_span))
         normalized = post.enable_normalization and not math.isnan(scales[0])
-        return cls(normalized, *scales, crop_box=_crop_box(model))
+        categories = {
+            name: [image.threshold, image.span, pixel.threshold, pixel.span]
+            for name, (image, pixel) in post.ranges.items()
+        }
+        limits = (1 - post.image_sensitivity, 1 - post.pixel_sensitivity)
+        return cls(normalized, *scales, _crop_box(model), categories, *limits)
+
+    def of_category(self, category: str) -> "Metadata":
+        """Take over the thresholds and spans of a category.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if category not in self.categories:
+            known = ", ".join(self.categories) or "no categories"
+            msg = f"The model has no thresholds of the category {category!r}; it knows {known}."
+            raise ValueError(msg)
+        image, image_span, pixel, pixel_span = self.categories[category]
+        return self._replace(image_threshold=image, image_span=image_span, pixel_threshold=pixel, pixel_span=pixel_span)
 
     def to_raw(self, normalized: Any, kind: str = "image") -> np.ndarray:
         """Turn normalised scores (``kind="image"``) or map values (``"pixel"``) into raw ones."""
@@ -179,22 +203,26 @@ def _openvino_text(path: Path) -> str | None:
     return model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
 
 
-def set_thresholds(path: str | Path, image: float | None = None, pixel: float | None = None) -> Metadata:
+def set_thresholds(
+    path: str | Path, image: float | None = None, pixel: float | None = None, category: str | None = None
+) -> Metadata:
     """Move the thresholds of an exported model, in place; nothing else changes.
 
     Args:
         path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
         image: New image threshold, a raw score; ``None`` leaves it.
         pixel: New pixel threshold, a raw map value; ``None`` leaves it.
+        category: Move those of this category, instead of those that are in the graph.
 
     Returns:
-        The new metadata.
+        The new metadata, with the thresholds of the category.
 
     Raises:
-        ValueError: Not an export of ours, or a threshold that is no finite number.
+        ValueError: Not an export of ours, an unknown category, or a threshold that is no finite number.
     """
     path = Path(path)
-    metadata = read_metadata(path)
+    exported = read_metadata(path)
+    metadata = exported if category is None else exported.of_category(category)
     given = {"image": image, "pixel": pixel}
     moved = {name: float(value) for name, value in given.items() if value is not None}
     for name, value in moved.items():
@@ -205,8 +233,12 @@ def set_thresholds(path: str | Path, image: float | None = None, pixel: float | 
             )
             raise ValueError(msg)
     metadata = metadata._replace(**{f"{name}_threshold": value for name, value in moved.items()})  # type: ignore[arg-type]
-    if moved:
-        (_move_in_onnx if path.suffix == ".onnx" else _move_in_openvino)(path, moved, metadata)
+    move = _move_in_onnx if path.suffix == ".onnx" else _move_in_openvino
+    if moved and category is None:
+        move(path, moved, metadata)
+    elif moved and category is not None:
+        scales = [metadata.image_threshold, metadata.image_span, metadata.pixel_threshold, metadata.pixel_span]
+        move(path, {}, exported._replace(categories={**exported.categories, category: scales}))
     return metadata
 
 
@@ -224,10 +256,15 @@ class ExportedModel:
             the latter is for :meth:`stream`.
         threads: CPU threads; ``None`` leaves the choice to the runtime.
         streams: Images that OpenVINO works on side by side; ``None`` leaves the choice to ``performance``.
+        category: Of a model of several categories: the one whose thresholds and normalisation hold; ``None`` for those
+            that the model was exported with.
+
+    Attributes:
+        metadata: What the model says of itself, with the thresholds of the category.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not an export of ours, or an unknown ``performance``.
+        ValueError: Not an export of ours, an unknown ``performance`` or an unknown category.
     """
 
     def __init__(
@@ -238,12 +275,14 @@ class ExportedModel:
         performance: Literal["latency", "throughput"] = "latency",
         threads: int | None = None,
         streams: int | None = None,
+        category: str | None = None,
     ) -> None:
         if performance not in {"latency", "throughput"}:
             msg = f"performance must be latency or throughput, got {performance!r}."
             raise ValueError(msg)
         path = Path(path)
-        self.metadata = read_metadata(path)
+        self._exported = read_metadata(path)
+        self.metadata = self._exported if category is None else self._exported.of_category(category)
         if path.suffix == ".onnx":
             self._runtime: _Openvino | _OnnxRuntime = _OnnxRuntime(path, threads)
         else:
@@ -262,7 +301,19 @@ class ExportedModel:
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[InferenceBatch]:
         """Detect anomalies in many batches, working on several at a time; results come in the order of the batches."""
         arrays = (np.ascontiguousarray(images, dtype=np.float32) for images in batches)
-        return (InferenceBatch(**outputs) for outputs in self._runtime.stream(arrays))
+        return (InferenceBatch(**self._by_category(outputs)) for outputs in self._runtime.stream(arrays))
+
+    def _by_category(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Read the outputs by the thresholds of the category instead of those in the model."""
+        if self.metadata is self._exported:
+            return outputs
+        results = {}
+        for kind, name in (("image", "pred_score"), ("pixel", "anomaly_map")):
+            raw = self._exported.to_raw(outputs[name], kind) if self._exported.normalized else outputs[name]
+            normalized = self.metadata.to_normalized(raw, kind)
+            results[name] = (normalized if self._exported.normalized else raw).astype(np.float32)
+            results[LABELS[kind]] = normalized > getattr(self.metadata, f"{kind}_limit")
+        return {**outputs, **results}
 
 
 class _OnnxRuntime:

@@ -4,6 +4,8 @@
 """Thresholds and normalised scores, with and without anomalous validation images."""
 
 import math
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torchmetrics import CatMetric
+
+from anomalib_inp.category_thresholds import CategoryRanges, Range, quantile
+from anomalib_inp.data.categories import Categories
 
 # A map is upsampled from patches and blurred: every fourth pixel in each direction holds what all hold.
 PIXEL_STRIDE = 4
@@ -33,6 +38,11 @@ class InpPostProcessor(PostProcessor):
     high anomalous scores go; then the lowest of them gives the span. Predictions keep the raw values as ``raw_score``
     and ``raw_map`` as well.
 
+    Where the validation images are of several categories (``MultiCategory``), each category has thresholds and a
+    normalisation of its own besides the common ones, since one threshold for all is wrong for most. An image whose
+    category is known, because it comes from the data module, is read by those of its category; all others, and what an
+    exported model sees, by those of ``category``, or else by the common ones.
+
     Args:
         normal_image_quantile: Without anomalous validation images: this quantile of the normal images' scores is the
             image threshold.
@@ -42,6 +52,11 @@ class InpPostProcessor(PostProcessor):
         image_sensitivity: A normalised score above ``1 - image_sensitivity`` counts as anomalous; more than 0.5 finds
             more.
         pixel_sensitivity: The same for pixels.
+        per_category: Choose thresholds for each category too; ``False`` leaves it at the common ones.
+        category: The category whose thresholds read images of no known category, and go into exports.
+
+    Attributes:
+        ranges: By category: threshold, lowest and highest validation value of scores, and the same of pixels.
 
     Raises:
         ValueError: A quantile or sensitivity outside [0, 1].
@@ -54,6 +69,8 @@ class InpPostProcessor(PostProcessor):
         enable_normalization: bool = True,
         image_sensitivity: float = 0.5,
         pixel_sensitivity: float = 0.5,
+        per_category: bool = True,
+        category: str | None = None,
     ) -> None:
         fractions = {
             "normal_image_quantile": normal_image_quantile,
@@ -76,18 +93,37 @@ class InpPostProcessor(PostProcessor):
         self._normal_pixels = CatMetric(nan_strategy="error")
         self._anomalous_images = 0
         self._source = ""
+        self.per_category = per_category
+        self.category = category
+        self.ranges: dict[str, tuple[Range, Range]] = {}
+        self._categories: Categories | None = None
+        self._category_ranges: CategoryRanges | None = None
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
-        return (*super()._checkpoint_config_keys, "normal_image_quantile", "normal_pixel_quantile")
+        return (*super()._checkpoint_config_keys, "normal_image_quantile", "normal_pixel_quantile", "per_category")
 
-    def set_thresholds(self, image: float | None = None, pixel: float | None = None) -> None:
-        """Set thresholds by hand, in raw scores.
+    def checkpoint_config(self) -> dict[str, Any]:
+        """Describe this post-processor in plain data, with the thresholds of the categories."""
+        ranges = {name: [list(image), list(pixel)] for name, (image, pixel) in self.ranges.items()}
+        return {**super().checkpoint_config(), "category": self.category, "ranges": ranges}
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Restore what ``checkpoint_config`` described; a category that was chosen for this model stays chosen."""
+        super().load_checkpoint_config(config)
+        self.category = self.category or config.get("category")
+        ranges = config.get("ranges", {})
+        self.ranges = {name: (Range(*image), Range(*pixel)) for name, (image, pixel) in ranges.items()}
+
+    def set_thresholds(
+        self, image: float | None = None, pixel: float | None = None, category: str | None = None
+    ) -> None:
+        """Set thresholds by hand, in raw scores: those of a category, or the common ones.
 
         ``None`` leaves a threshold as it is; where there was none, it takes the value of the other one.
 
         Raises:
-            ValueError: A threshold is not a finite number.
+            ValueError: A threshold is not a finite number, or the category is unknown.
         """
         for name, value in (("image", image), ("pixel", pixel)):
             if value is None:
@@ -95,7 +131,14 @@ class InpPostProcessor(PostProcessor):
             if not math.isfinite(value):
                 msg = f"The {name} threshold must be a finite raw score, got {value}."
                 raise ValueError(msg)
-            getattr(self, f"_{name}_threshold").fill_(value)
+            if category is None:
+                getattr(self, f"_{name}_threshold").fill_(value)
+        if category is not None:
+            ranges = self._ranges_of(category)
+            given = zip(ranges, (image, pixel), strict=True)
+            first, second = (old if new is None else old._replace(threshold=float(new)) for old, new in given)
+            self.ranges[category] = (first, second)
+            return
         self._image_threshold.copy_(self.image_threshold)
         self._pixel_threshold.copy_(self.pixel_threshold)
 
@@ -103,11 +146,12 @@ class InpPostProcessor(PostProcessor):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
     ) -> None:
         """Collect the raw scores and maps of a batch."""
-        super().on_validation_batch_end(trainer, pl_module, outputs, *args, **kwargs)
+        counted = self._collect_by_category(outputs)
+        super().on_validation_batch_end(trainer, pl_module, counted, *args, **kwargs)
         if not self.enable_normalization:
             # The range says how far a sensitivity moves the threshold, in raw scores too.
-            self._image_min_max_metric.update(outputs)
-            self._pixel_min_max_metric.update(outputs)
+            self._image_min_max_metric.update(counted)
+            self._pixel_min_max_metric.update(counted)
         labels = outputs.gt_label if outputs.gt_label is not None else torch.zeros_like(outputs.pred_score)
         normal = labels == 0
         self._anomalous_images += int((~normal).sum())
@@ -115,8 +159,31 @@ class InpPostProcessor(PostProcessor):
             self._normal_scores.update(outputs.pred_score[normal])
             self._normal_pixels.update(outputs.anomaly_map[normal][..., ::PIXEL_STRIDE, ::PIXEL_STRIDE])
 
+    def _collect_by_category(self, outputs: Batch) -> Any:
+        """Collect a batch for the thresholds of the categories; returns what of it counts for the common ones."""
+        table = self._categories
+        if table is None or not table.known(outputs):
+            return outputs
+        categories = table.of(outputs.image_path).to(outputs.pred_score.device)
+        labels = torch.zeros_like(categories) if outputs.gt_label is None else outputs.gt_label
+        masked = torch.tensor(table.has_masks, device=categories.device)[categories]
+        maps, masks = outputs.anomaly_map, outputs.gt_mask
+        for chosen, truth in ((masked, masks), (~masked, None)):
+            if self._category_ranges is not None and chosen.any():
+                values = (outputs.pred_score[chosen], labels[chosen], maps[chosen])
+                self._category_ranges.update(*values, None if truth is None else truth[chosen], categories[chosen])
+        if masked.all() or masks is None:
+            return outputs
+        # What has no masks has been given empty ones, to share a batch with what has some.
+        pixels = (maps[masked], masks[masked]) if masked.any() else (None, None)
+        return SimpleNamespace(pred_score=outputs.pred_score, gt_label=labels, anomaly_map=pixels[0], gt_mask=pixels[1])
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the thresholds."""
+        if self._categories is not None and self._category_ranges is not None:
+            found = zip(self._categories.names, self._category_ranges.compute(), strict=True)
+            self.ranges = {name: ranges for name, ranges in found if ranges is not None}
+            self._category_ranges = None
         counted = torch.tensor(self._anomalous_images, device=pl_module.device)
         anomalous = int(trainer.strategy.reduce(counted, reduce_op="sum"))
         if anomalous:
@@ -139,6 +206,14 @@ class InpPostProcessor(PostProcessor):
                 f"no anomalous validation images: quantile {self.normal_image_quantile} of the normal images' scores, "
                 f"{self.normal_pixel_quantile} of their pixels"
             )
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare for the categories of the validation images."""
+        table = Categories.of_data(trainer, "val_data")
+        self._categories = table if table is not None and len(table.names) > 1 else None
+        if self.per_category and self._categories is not None:
+            quantiles = (self.normal_image_quantile, self.normal_pixel_quantile)
+            self._category_ranges = CategoryRanges(len(self._categories.names), *quantiles).to(pl_module.device)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn early where thresholds will be missing or too good."""
@@ -168,39 +243,74 @@ class InpPostProcessor(PostProcessor):
         if self._source:
             self._say_thresholds()
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look up the categories of the test images."""
+        del pl_module
+        self._categories = Categories.of_data(trainer, "test_data") if self.ranges else None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look up the categories: a data module predicts its test images."""
+        self.on_test_start(trainer, pl_module)
+
     def post_process_batch(self, batch: Batch) -> None:
         """Keep the raw values of a batch as ``raw_score`` and ``raw_map``, then normalise it and add labels and masks.
 
         Without thresholds the values stay raw and there are no labels and masks.
         """
         batch.raw_score, batch.raw_map = batch.pred_score, batch.anomaly_map
-        if torch.isnan(self.image_threshold):
+        categories: list[str | None] = [self.category] * len(batch.raw_score)
+        if self._categories is not None and self._categories.known(batch):
+            names = self._categories.names
+            categories = [names[number] for number in self._categories.of(batch.image_path)]
+        if torch.isnan(self.image_threshold) and not self.ranges.keys() & set(categories):
             rank_zero_warn(
                 "There are no thresholds: scores stay raw, labels and masks are missing. Set them by hand: "
                 "anomalib-inp threshold CHECKPOINT, or model.post_processor.set_thresholds."
             )
             return
-        batch.update(**self(InferenceBatch(pred_score=batch.raw_score, anomaly_map=batch.raw_map))._asdict())
+        score, label = self._read(batch.raw_score, "image", *self._scales("image", categories))
+        scales = (scale.view(-1, *[1] * (batch.raw_map.ndim - 1)) for scale in self._scales("pixel", categories))
+        pixels, mask = self._read(batch.raw_map, "pixel", *scales)
+        batch.update(pred_score=score, pred_label=label, anomaly_map=pixels, pred_mask=mask)
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
         """Post-process raw scores ``(B,)`` and maps ``(B, 1, h, w)``; without thresholds they pass unchanged."""
-        score, label = self._read(predictions.pred_score, "image")
-        pixels, mask = self._read(predictions.anomaly_map, "pixel")
+        score, label = self._read(predictions.pred_score, "image", *self.threshold_and_span("image"))
+        pixels, mask = self._read(predictions.anomaly_map, "pixel", *self.threshold_and_span("pixel"))
         return InferenceBatch(pred_score=score, pred_label=label, anomaly_map=pixels, pred_mask=mask)
 
-    def threshold_and_span(self, kind: str) -> tuple[Tensor, Tensor]:
-        """Threshold and span of raw scores (``kind="image"``) or map values (``"pixel"``); an unknown span is 1."""
-        threshold, low, high = (
-            getattr(self, f"_{kind}_threshold"),
-            getattr(self, f"{kind}_min"),
-            getattr(self, f"{kind}_max"),
-        )
-        reach = torch.maximum(high - threshold, threshold - low) / 2
-        return threshold, torch.where(reach > 0, reach, torch.ones_like(reach))
+    def threshold_and_span(self, kind: str, category: str | None = None) -> tuple[Tensor, Tensor]:
+        """Threshold and span of raw scores (``kind="image"``) or map values (``"pixel"``); an unknown span is 1.
 
-    def _read(self, raw: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        Those of the category, or of the one that was chosen for images of no known category, or the common ones.
+
+        Raises:
+            ValueError: There are no thresholds of the category that was chosen.
+        """
+        common: Tensor = getattr(self, f"_{kind}_threshold")
+        category = category if category in self.ranges else self.category
+        if category is not None:
+            chosen = self._ranges_of(category)[kind == "pixel"]
+            return common.new_tensor(chosen.threshold), common.new_tensor(chosen.span)
+        low, high = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
+        reach = torch.maximum(high - common, common - low) / 2
+        return common, torch.where(reach > 0, reach, torch.ones_like(reach))
+
+    def _scales(self, kind: str, categories: Sequence[str | None]) -> tuple[Tensor, Tensor]:
+        """Thresholds ``(B,)`` and spans ``(B,)`` of the images of these categories."""
+        known = {category: self.threshold_and_span(kind, category) for category in set(categories)}
+        thresholds, spans = zip(*(known[category] for category in categories), strict=True)
+        return torch.stack(thresholds), torch.stack(spans)
+
+    def _ranges_of(self, category: str) -> tuple[Range, Range]:
+        if category not in self.ranges:
+            known = ", ".join(self.ranges) or "none: validate with MultiCategory"
+            msg = f"There are no thresholds of the category {category!r}; there are those of {known}."
+            raise ValueError(msg)
+        return self.ranges[category]
+
+    def _read(self, raw: Tensor, kind: str, threshold: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
         """Normalise raw values and compare them with the threshold."""
-        threshold, span = self.threshold_and_span(kind)
         missing = torch.isnan(threshold)
         # Nothing exceeds infinity; whether something exceeds NaN is not the same in all runtimes.
         margin = (raw - torch.where(missing, torch.full_like(threshold, math.inf), threshold)) / span
@@ -222,23 +332,18 @@ class InpPostProcessor(PostProcessor):
         getattr(self, f"{name}_max").copy_(2 * threshold - lowest)
 
     def _say_thresholds(self) -> None:
-        rank_zero_info(
-            f"Thresholds (raw): image {self.image_threshold:.4f}, pixel {self.pixel_threshold:.4f}; {self._source}."
-        )
+        common = f"image {self.image_threshold:.4f}, pixel {self.pixel_threshold:.4f}"
+        own = [
+            f"\n{name}: image {image.threshold:.4f}, pixel {pixel.threshold:.4f}"
+            for name, (image, pixel) in self.ranges.items()
+        ]
+        rank_zero_info(f"Thresholds (raw): {common}; {self._source}.{''.join(own)}")
 
 
 def margin_of(normalized: float) -> float:
     """Margin of a normalised score: the inverse of ``(1 + m / sqrt(1 + m^2)) / 2``."""
     t = 2 * normalized - 1
     return t / math.sqrt(1 - t * t) if abs(t) < 1 else math.copysign(math.inf, t)
-
-
-def quantile(values: Tensor, share: float) -> Tensor:
-    """Smallest of the values that at least this share of them does not exceed.
-
-    torch's own quantile refuses more than 16 million values.
-    """
-    return values.flatten().kthvalue(max(1, math.ceil(share * values.numel()))).values
 
 
 def _warn_if_validation_is_test(trainer: Trainer) -> None:

@@ -82,12 +82,20 @@ def find_images(images: Path) -> list[Item]:
     return items
 
 
-def predict_images(model: Path, images: Path, output: Path, device: str = "CPU", precision: str | None = "f32") -> None:
+def predict_images(
+    model: Path,
+    images: Path,
+    output: Path,
+    device: str = "CPU",
+    precision: str | None = "f32",
+    category: str | None = None,
+) -> None:
     """Predict images one by one; see ``anomalib-inp predict --help``.
 
     Raises:
         FileNotFoundError: No model or no images.
-        ValueError: The model is no export of ours, a file is no readable image, or a picture would replace an image.
+        ValueError: The model is no export of ours or does not know the category, a file is no readable image, or a
+            picture would replace an image.
     """
     items = find_images(images)
     if faults := [fault for item in items if (fault := header_fault(item.path))]:
@@ -98,7 +106,7 @@ def predict_images(model: Path, images: Path, output: Path, device: str = "CPU",
         raise ValueError(msg)
     root, sheet = images if images.is_dir() else images.parent, output / "gallery.png"
     pictures = _name_pictures(items, root, output, sheet)
-    exported = ExportedModel(model, device, precision)
+    exported = ExportedModel(model, device, precision, category=category)
     output.mkdir(parents=True, exist_ok=True)
     predictions = []
     with (output / "scores.csv").open("w", newline="") as file:

@@ -17,7 +17,7 @@ import onnx
 import openvino
 import pytest
 import torch
-from anomalib.data import ImageBatch
+from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
@@ -25,6 +25,7 @@ from PIL import Image
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus, deploy
 from anomalib_inp.cache_folder import VARIABLE
+from anomalib_inp.category_thresholds import Range
 from anomalib_inp.deploy import ExportedModel, Metadata, read_metadata
 from anomalib_inp.preprocessing import WHOLE_IMAGE
 
@@ -383,6 +384,46 @@ def test_thresholds_of_a_half_precision_export_move(
     size = (tmp_path / "half.bin").stat().st_size
     check_moved_thresholds(tmp_path / "half.xml", images["large.png"])
     assert (tmp_path / "half.bin").stat().st_size < 1.05 * size
+
+
+@pytest.mark.parametrize("normalized", [True, False], ids=["normalised", "raw"])
+def test_an_export_knows_the_thresholds_of_the_categories(
+    normalized: bool,
+    model: InpFormer,
+    images: dict[str, Path],
+    expected: dict[str, ImageBatch],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    post = model.post_processor
+    (image, image_span), (pixel, pixel_span) = (
+        map(float, post.threshold_and_span(kind)) for kind in ("image", "pixel")
+    )
+    ranges = {
+        "low": (Range(image - image_span, 0, image), Range(pixel - pixel_span, 0, pixel)),
+        "high": (Range(image + image_span, image, image + 4 * image_span), Range(pixel + pixel_span, 0, pixel)),
+    }
+    monkeypatch.setattr(post, "ranges", ranges)
+    monkeypatch.setattr(post, "enable_normalization", normalized)
+    monkeypatch.setattr(post, "pixel_sensitivity", 0.6)
+    path = model.to_openvino(tmp_path)
+    for category in ranges:
+        monkeypatch.setattr(post, "category", category)
+        exported = ExportedModel(path, category=category)
+        for name, theirs in expected.items():
+            ours = predict_exported(exported, images[name])
+            read = post(InferenceBatch(pred_score=theirs.raw_score, anomaly_map=theirs.raw_map[:, None]))
+            assert ours.score == pytest.approx(read.pred_score.item(), abs=1e-4)
+            np.testing.assert_allclose(ours.anomaly_map, read.anomaly_map[0, 0].numpy(), atol=1e-3, rtol=0)
+            assert ours.label == read.pred_label.item()
+            assert (ours.mask != read.pred_mask[0, 0].numpy()).mean() < 1e-3
+    with pytest.raises(ValueError, match="no thresholds of the category 'nut'; it knows low, high"):
+        ExportedModel(path, category="nut")
+    before = read_metadata(path)
+    moved = deploy.set_thresholds(path, image=0.125, category="low")
+    assert moved.image_threshold == 0.125
+    assert read_metadata(path).of_category("low") == moved._replace(categories=read_metadata(path).categories)
+    assert read_metadata(path)._replace(categories=before.categories) == before
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])

@@ -301,6 +301,22 @@ def _equal(one: Any, other: Any) -> bool:
     return repr(one) == repr(other)
 
 
+def test_thresholds_of_a_category(folder: Path) -> None:
+    path = folder / "finished.ckpt"
+    content = load(path)
+    content["anomalib_post_processor_config"]["ranges"] = {"bolt": [[0.3, 0.1, 0.5], [0.2, 0.05, 0.4]]}
+    torch.save(content, path)
+    assert set_thresholds(path, category="bolt") == {"image": 0.3, "pixel": 0.2, "normalized": True}
+    common = set_thresholds(path)
+    assert set_thresholds(path, pixel=0.25, category="bolt") == {"image": 0.3, "pixel": 0.25, "normalized": True}
+    assert set_thresholds(path) == common
+    model = InpFormer.load_from_checkpoint(path)
+    assert model.post_processor.ranges == {"bolt": ((0.3, 0.1, 0.5), (0.25, 0.05, 0.4))}
+    assert Metadata.of(model).categories == {"bolt": [0.3, 0.1, 0.25, 0.1]}
+    with pytest.raises(ValueError, match="no thresholds of the category 'nut'; it has bolt"):
+        set_thresholds(path, image=0.25, category="nut")
+
+
 def test_looking_at_thresholds_writes_nothing(folder: Path) -> None:
     path = folder / "finished.ckpt"
     before = (path.stat().st_mtime_ns, path.read_bytes())

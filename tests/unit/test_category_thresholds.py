@@ -1,0 +1,171 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Thresholds of each category against those that a post-processor of its own chooses."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from anomalib.data import ImageBatch, InferenceBatch
+from lightning.pytorch.trainer.states import TrainerFn
+from pandas import DataFrame
+
+from anomalib_inp import InpPostProcessor
+
+CATEGORIES = ("bolt", "nut", "washer")
+
+
+def make_images(anomalous: bool, seed: int = 0, count: int = 8) -> dict[str, ImageBatch]:
+    """Images of three categories whose scores differ by a factor of ten; the last has no masks."""
+    generator = torch.Generator().manual_seed(seed)
+    images = {}
+    for name, scale in zip(CATEGORIES, (0.1, 1.0, 10.0), strict=True):
+        labels = torch.arange(count) % 2 if anomalous else torch.zeros(count, dtype=torch.long)
+        masks = (torch.rand(count, 8, 8, generator=generator) < 0.3) & labels[:, None, None].bool()
+        # Blocks of 4 x 4 equal pixels: the common thresholds of normal images look at every fourth pixel.
+        maps = torch.rand(count, 2, 2, generator=generator).repeat_interleave(4, 1).repeat_interleave(4, 2)
+        images[name] = ImageBatch(
+            image=torch.zeros(count, 3, 8, 8),
+            image_path=[f"{name}/{index}.png" for index in range(count)],
+            pred_score=scale * (torch.rand(count, generator=generator) + 0.5 * labels),
+            anomaly_map=scale * (maps + 0.7 * masks),
+            gt_label=labels,
+            gt_mask=None if name == "washer" and anomalous else masks,
+        )
+    return images
+
+
+def table_of(images: dict[str, ImageBatch]) -> DataFrame:
+    rows = []
+    for name, batch in images.items():
+        for path, label in zip(batch.image_path, batch.gt_label, strict=True):
+            mask = "mask.png" if label and batch.gt_mask is not None else None
+            rows.append({"image_path": path, "category": name, "label_index": int(label), "mask_path": mask})
+    return DataFrame(rows)
+
+
+def mixed(images: dict[str, ImageBatch]) -> list[ImageBatch]:
+    """Batches of all categories; who has no masks is given empty ones, as joined data do."""
+    batches = []
+    for start in (0, 4):
+        part = slice(start, start + 4)
+        joined = {
+            name: torch.cat([getattr(batch, name)[part] for batch in images.values()])
+            for name in ("image", "pred_score", "anomaly_map", "gt_label")
+        }
+        masks = [torch.zeros(4, 8, 8).bool() if b.gt_mask is None else b.gt_mask[part] for b in images.values()]
+        paths = [path for batch in images.values() for path in batch.image_path[part]]
+        batches.append(ImageBatch(**joined, gt_mask=torch.cat(masks), image_path=paths))
+    return batches
+
+
+def validate(post: InpPostProcessor, batches: list[ImageBatch], samples: DataFrame | None) -> SimpleNamespace:
+    """What Lightning calls during a validation in one process."""
+    data = SimpleNamespace(samples=samples)
+    trainer = SimpleNamespace(
+        strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        datamodule=None if samples is None else SimpleNamespace(val_data=data, test_data=data, name="MultiCategory"),
+        world_size=1,
+        global_rank=0,
+    )
+    module = SimpleNamespace(device=torch.device("cpu"))
+    post.on_validation_epoch_start(trainer, module)
+    for index, batch in enumerate(batches):
+        post.on_validation_batch_end(trainer, module, batch, batch, index)
+    post.on_validation_epoch_end(trainer, module)
+    return trainer
+
+
+@pytest.fixture(params=[True, False], ids=["with anomalous images", "normal images only"])
+def images(request: pytest.FixtureRequest) -> dict[str, ImageBatch]:
+    return make_images(request.param)
+
+
+def test_each_category_has_the_thresholds_of_its_own_images(images: dict[str, ImageBatch]) -> None:
+    post = InpPostProcessor(normal_image_quantile=0.8, normal_pixel_quantile=0.9)
+    validate(post, mixed(images), table_of(images))
+    assert list(post.ranges) == list(CATEGORIES)
+    for name, batch in images.items():
+        alone = InpPostProcessor(normal_image_quantile=0.8, normal_pixel_quantile=0.9)
+        validate(alone, [batch], None)
+        assert alone.ranges == {}
+        own = post.threshold_and_span("image", name)
+        torch.testing.assert_close(torch.stack(own), torch.stack(alone.threshold_and_span("image")))
+        # pixels are counted in bins of 0.1 %
+        own, expected = (torch.stack(each.threshold_and_span("pixel", name)) for each in (post, alone))
+        torch.testing.assert_close(own, expected, rtol=0.003, atol=0)
+
+
+def test_pixels_of_normal_images_by_hand() -> None:
+    images = make_images(anomalous=False)
+    post = InpPostProcessor(normal_pixel_quantile=0.9)
+    validate(post, mixed(images), table_of(images))
+    for name, batch in images.items():
+        expected = batch.anomaly_map.flatten().kthvalue(round(0.9 * 8 * 64 + 0.49)).values.item()
+        assert post.threshold_and_span("pixel", name)[0].item() == pytest.approx(expected, rel=0.002)
+
+
+def test_common_thresholds_leave_out_anomalous_images_without_masks() -> None:
+    images = make_images(anomalous=True)
+    post, other = InpPostProcessor(), InpPostProcessor()
+    validate(post, mixed(images), table_of(images))
+    validate(other, [images["bolt"], images["nut"]], None)
+    assert post.threshold_and_span("pixel")[0] == other.threshold_and_span("pixel")[0]
+
+
+def test_images_are_read_by_the_thresholds_of_their_category(images: dict[str, ImageBatch]) -> None:
+    post = InpPostProcessor()
+    trainer = validate(post, mixed(images), table_of(images))
+    post.on_test_start(trainer, SimpleNamespace())
+    for batch in mixed(images):
+        post.post_process_batch(batch)
+        for index, path in enumerate(batch.image_path):
+            chosen = InpPostProcessor(category=path.split("/")[0])
+            chosen.load_checkpoint_config({**post.checkpoint_config(), "category": None})
+            expected = chosen(
+                InferenceBatch(
+                    pred_score=batch.raw_score[index : index + 1], anomaly_map=batch.raw_map[index : index + 1, None]
+                )
+            )
+            torch.testing.assert_close(batch.pred_score[index], expected.pred_score[0])
+            torch.testing.assert_close(batch.anomaly_map[index], expected.anomaly_map[0, 0])
+            assert batch.pred_label[index] == expected.pred_label[0]
+            assert torch.equal(batch.pred_mask[index], expected.pred_mask[0, 0])
+
+
+def test_images_of_no_known_category_are_read_by_the_common_ones(images: dict[str, ImageBatch]) -> None:
+    post, common = InpPostProcessor(), InpPostProcessor(per_category=False)
+    for each in (post, common):
+        trainer = validate(each, mixed(images), table_of(images))
+        each.on_test_start(trainer, SimpleNamespace())
+    assert common.ranges == {}
+    batches = mixed(images)[:1] * 2
+    batches[0].image_path = [f"other/{path}" for path in batches[0].image_path]
+    post.post_process_batch(batches[0])
+    expected = common(InferenceBatch(pred_score=batches[0].raw_score, anomaly_map=batches[0].raw_map))
+    torch.testing.assert_close(batches[0].pred_score, expected.pred_score)
+    torch.testing.assert_close(batches[0].anomaly_map, expected.anomaly_map)
+
+
+def test_one_category_needs_none_of_its_own(images: dict[str, ImageBatch]) -> None:
+    post = InpPostProcessor()
+    validate(post, [images["bolt"]], table_of({"bolt": images["bolt"]}))
+    assert post.ranges == {}
+
+
+def test_thresholds_of_a_category_by_hand(images: dict[str, ImageBatch]) -> None:
+    post = InpPostProcessor()
+    validate(post, mixed(images), table_of(images))
+    before, common = dict(post.ranges), post.image_threshold.clone()
+    post.set_thresholds(image=0.25, category="nut")
+    assert post.ranges["nut"][0].threshold == 0.25
+    assert post.ranges["nut"][1] == before["nut"][1]
+    assert {**post.ranges, "nut": None} == {**before, "nut": None}
+    assert post.image_threshold == common
+    with pytest.raises(ValueError, match="no thresholds of the category 'screw'; there are those of bolt, nut, washer"):
+        post.set_thresholds(image=0.25, category="screw")
+    post.category = "screw"
+    with pytest.raises(ValueError, match="no thresholds of the category 'screw'"):
+        post(InferenceBatch(pred_score=torch.rand(1), anomaly_map=torch.rand(1, 1, 2, 2)))
