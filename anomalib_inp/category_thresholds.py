@@ -101,7 +101,7 @@ class CategoryRanges(Metric):
         image = Range(best_f1.compute().item(), scores.min().item(), scores.max().item())
         if not anomalous.any():
             # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
-            return image, image
+            return image, image._replace(low=min(image.low, _edge(used[0])) if len(used) else image.low)
         true, false = (counts.flip(0).cumsum(0).flip(0).double() for counts in (anomalous, normal))
         f1 = (2 * true / (true + false + true[0]))[used]
         return image, Range(_edge(used[f1.argmax()]), _edge(used[0]), _edge(used[-1] + 1))
