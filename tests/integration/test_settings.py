@@ -1,0 +1,118 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Settings as stacked files: every sensible combination runs one step, the others say why not."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from anomalib.cli.cli import AnomalibCLI
+
+from anomalib_inp.data.sample import write_sample_data
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MODELS = ("inp_former", "inp_former_plus_plus")
+DATA = ("mvtec_ad", "visa", "real_iad")
+SETTINGS = tuple(sorted(path.stem for path in (CONFIGS / "setting").glob("*.yaml")))
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_sample_data(tmp_path_factory.mktemp("settings") / "sample", categories=("brick", "grass"))
+    for folder in root.glob("*/*/*"):
+        for file in sorted(folder.iterdir())[8 if folder.parent.name == "train" else 2 :]:
+            file.unlink()
+    return root
+
+
+def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> AnomalibCLI:
+    monkeypatch.setattr(sys, "argv", ["anomalib", *command])
+    return AnomalibCLI()
+
+
+def stacked(model: str, data: str, setting: str) -> list[str]:
+    files = (f"model/{model}", f"data/{data}", f"setting/{setting}")
+    return ["train", *(word for name in files for word in ("--config", str(CONFIGS / f"{name}.yaml")))]
+
+
+def sensible(model: str, setting: str) -> bool:
+    return setting != "semi_supervised" or model == "inp_former_plus_plus"
+
+
+COMBINATIONS = [
+    (model, data, setting)
+    for model, data, setting in itertools.product(MODELS, DATA, SETTINGS)
+    if sensible(model, setting)
+]
+
+
+def test_every_combination_parses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for model, data, setting in COMBINATIONS:
+        with pytest.raises(SystemExit) as ended:
+            run([*stacked(model, data, setting), "--print_config"], monkeypatch)
+        assert not ended.value.code, (model, data, setting)
+        told = yaml.safe_load(capsys.readouterr().out)
+        assert told["data"]["class_path"].endswith("MultiCategory")
+        own = yaml.safe_load((CONFIGS / "setting" / f"{setting}.yaml").read_text())
+        for part, values in own.items():
+            for name, value in values["init_args"].items():
+                got = told[part]["init_args"][name]
+                if name == "sources":
+                    got = [{key: entry[key] for key in given} for given, entry in zip(value, got, strict=True)]
+                assert got == value, (setting, name)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_setting_runs(
+    model: str, setting: str, sample: Path, tiny_encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not sensible(model, setting):
+        pytest.skip("makes no sense; see below")
+    monkeypatch.chdir(tmp_path)
+    one, other = ({"source": "MVTecAD", "root": str(sample), "categories": [name]} for name in ("brick", "grass"))
+    several = json.dumps([{**one, "name": "Visa"}, {**other, "name": "MVTecAD"}])
+    here = {
+        "single_class": ["--data.categories", "[brick]"],
+        "super_multi_class": ["--data.sources", several],
+        "zero_shot": ["--data.sources", several],
+        "few_shot": ["--data.shots", "1"],
+        "semi_supervised": ["--model.labelled_anomalies", "1"],
+        "paper_protocol": ["--model.image_size", "72", "--model.crop_size", "64"],
+    }.get(setting, [])
+    size = [] if setting == "paper_protocol" else ["--model.image_size", "64"]
+    small = ["--model.encoder", "test_vit", "--model.encoder_weights", str(tiny_encoder_file), *size]
+    short = ["--trainer.max_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    data = ["--data.root", str(sample), "--data.num_workers", "0", "--data.train_batch_size", "4"]
+    run([*stacked(model, "mvtec_ad", setting), *small, *short, *data, *here], monkeypatch)
+
+    name = {"inp_former": "InpFormer", "inp_former_plus_plus": "InpFormerPlusPlus"}[model]
+    told = json.loads((tmp_path / f"results/{name}/MultiCategory/latest/metrics.json").read_text())
+    expected = {
+        "single_class": ["brick"],
+        "super_multi_class": ["MVTecAD/grass", "Visa/brick", "mean"],
+        "zero_shot": ["MVTecAD/grass"],
+    }
+    assert list(told) == expected.get(setting, ["brick", "grass", "mean"])
+    assert all(len(values) == 7 for values in told.values())
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (stacked("inp_former", "mvtec_ad", "semi_supervised"), "labelled_anomalies"),
+        (stacked("inp_former", "folder", "few_shot"), "shots"),
+        (stacked("inp_former", "folder", "zero_shot"), "sources"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused(
+    command: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(command, monkeypatch)
+    assert ended.value.code
+    assert reason in capsys.readouterr().err
