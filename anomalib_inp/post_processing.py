@@ -260,8 +260,7 @@ class InpPostProcessor(PostProcessor):
         batch.raw_score, batch.raw_map = batch.pred_score, batch.anomaly_map
         categories: list[str | None] = [self.category] * len(batch.raw_score)
         if self._categories is not None and self._categories.known(batch):
-            names = self._categories.names
-            categories = [names[number] for number in self._categories.of(batch.image_path)]
+            categories = [self._categories.name_of(path) for path in batch.image_path]
         if torch.isnan(self.image_threshold) and not self.ranges.keys() & set(categories):
             rank_zero_warn(
                 "There are no thresholds: scores stay raw, labels and masks are missing. Set them by hand: "

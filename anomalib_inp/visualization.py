@@ -22,6 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
+from anomalib_inp.data.categories import Categories
 from anomalib_inp.preprocessing import WHOLE_IMAGE, CropBox
 
 _PAPER, _LINE, _INK, _FAINT = (255, 255, 255), (208, 212, 218), (32, 36, 42), (104, 112, 122)
@@ -159,6 +160,7 @@ class InpVisualizer(ImageVisualizer):
     def __init__(self, output_dir: str | Path | None = None, panel_height: int = 256) -> None:
         super().__init__(output_dir=output_dir)
         self.panel_height = panel_height
+        self._categories: Categories | None = None
 
     def visualize(
         self,
@@ -188,6 +190,12 @@ class InpVisualizer(ImageVisualizer):
         )
         raise TypeError(msg)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look up the categories of the images: those of several are put into folders of their own."""
+        super().setup(trainer, pl_module, stage)
+        table = Categories.of_data(trainer, "test_data")
+        self._categories = table if table is not None and len(table.names) > 1 else None
+
     def on_test_batch_end(
         self,
         trainer: Trainer,
@@ -206,6 +214,7 @@ class InpVisualizer(ImageVisualizer):
         crop_box = getattr(getattr(pl_module, "pre_processor", None), "crop_box", WHOLE_IMAGE)
         output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)
+        table = self._categories if self._categories is not None and self._categories.known(batch) else None
         for index, item in enumerate(batch):
             # By now the batch holds what the model saw: without a file, the image is the crop itself.
             strip = self._draw(item, crop_box if item.image_path else WHOLE_IMAGE)
@@ -213,7 +222,7 @@ class InpVisualizer(ImageVisualizer):
                 continue
             path = generate_output_filename(
                 input_path=item.image_path or f"loader{dataloader_idx}/batch{batch_idx:05d}_{index:03d}.png",
-                output_path=output_dir,
+                output_path=output_dir / table.name_of(item.image_path) if table else output_dir,
                 dataset_name=getattr(datamodule, "name", None),
                 category=getattr(datamodule, "category", None),
             )

@@ -45,6 +45,10 @@ class Categories:
         """Number of the category of each image, ``(B,)``: its place in ``names``."""
         return torch.tensor([self._rows[path][1] for path in paths])
 
+    def name_of(self, path: str) -> str:
+        """Category of an image."""
+        return self.names[self._rows[path][1]]
+
     def counted(self, paths: Sequence[str], trainer: Trainer) -> Tensor:
         """Whether this process counts an image, ``(B,)``.
 

@@ -94,3 +94,66 @@ def test_the_head_trains_in_two_processes(tiny_encoder_file: Path, tmp_path: Pat
     first, second = train(data, tiny_encoder_file, tmp_path, 2, "++ with head")
     assert first != second
     assert sum(first[-5:]) < sum(first[:5])
+
+
+EVALUATION = """
+import json, sys
+from pathlib import Path
+
+import torch
+from anomalib.engine import Engine
+from lightning import Callback, seed_everything
+
+from anomalib_inp import InpFormer, MultiCategory
+
+data, encoder, folder, devices = *sys.argv[1:4], int(sys.argv[4])
+torch.set_num_threads(1)
+seed_everything(0)
+model = InpFormer("test_vit", encoder, image_size=64, map_size=64)
+quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+engine = Engine(
+    default_root_dir=folder, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", **quiet
+)
+images = MultiCategory("MVTecAD", data, num_workers=0, eval_batch_size=4, val_split_mode="same_as_test")
+engine.validate(model, datamodule=images)
+for name, images_kept in (("exact", 2500), ("binned", 0)):
+    model.evaluator.exact_images = images_kept
+    engine.test(model, datamodule=images)
+    if engine.trainer.is_global_zero:
+        (Path(engine.trainer.default_root_dir) / "metrics.json").rename(Path(folder, f"{name}.json"))
+ranges = {name: [list(kind) for kind in kinds] for name, kinds in model.post_processor.ranges.items()}
+Path(folder, f"ranges{engine.trainer.global_rank}.json").write_text(json.dumps(ranges))
+"""
+
+
+def test_two_processes_measure_what_one_does(tiny_encoder_file: Path, tmp_path: Path) -> None:
+    data = write_sample_data(tmp_path / "sample", categories=("brick", "grass"))
+    # An odd number of test images: the sampler hands one out twice.
+    for image in data.glob("grass/test/*/*.png"):
+        if image.stem != "000":
+            image.unlink()
+            (data / "grass" / "ground_truth" / image.parent.name / f"{image.stem}_mask.png").unlink(missing_ok=True)
+    script = tmp_path / "evaluate.py"
+    script.write_text(EVALUATION)
+    told = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        command = [sys.executable, str(script), str(data), str(tiny_encoder_file), str(folder), str(devices)]
+        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
+        assert result.returncode == 0, result.stderr[-3000:]
+        ranges = [json.loads(path.read_text()) for path in sorted(folder.glob("ranges*.json"))]
+        assert len(ranges) == devices
+        assert all(values == ranges[0] for values in ranges)
+        metrics = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("exact", "binned")}
+        told.append((metrics, ranges[0]))
+    (one, one_ranges), (two, two_ranges) = told
+    for name in ("exact", "binned"):
+        assert list(one[name]) == ["brick", "grass", "mean"]
+        for category, values in one[name].items():
+            assert values == pytest.approx(two[name][category], abs=1e-6)
+            assert values == pytest.approx(one["exact"][category], abs=1e-3)
+    assert list(one_ranges) == list(two_ranges) == ["brick", "grass"]
+    for name, kinds in one_ranges.items():
+        for mine, other in zip(kinds, two_ranges[name], strict=True):
+            assert mine == pytest.approx(other, rel=1e-5), name

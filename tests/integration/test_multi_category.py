@@ -1,0 +1,157 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Many categories through the Engine: results, pictures and thresholds of each."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.data import PredictDataset
+from lightning import Callback
+from model_tester import SMALL, engine
+
+from anomalib_inp import InpFormer, InpFormerPlusPlus, MultiCategory
+from anomalib_inp.data.checks import DataError
+from anomalib_inp.data.few_shot import NUM_VIEWS, few_shot_views
+from anomalib_inp.data.sample import CATEGORIES, write_sample_data
+from anomalib_inp.outputs import PatchFeatures
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_sample_data(tmp_path_factory.mktemp("multi") / "sample")
+    for folder in root.glob("*/*/*"):  # 8 images to train on, 2 of each kind to test on
+        for file in sorted(folder.iterdir())[8 if folder.parent.name == "train" else 2 :]:
+            file.unlink()
+    return root
+
+
+@pytest.fixture
+def data(root: Path) -> Callable[..., MultiCategory]:
+    def make(**kwargs: Any) -> MultiCategory:
+        batches = {"train_batch_size": 4, "eval_batch_size": 4, "num_workers": 0}
+        return MultiCategory("MVTecAD", str(root), **{**batches, **kwargs})
+
+    return make
+
+
+@pytest.fixture
+def model(tiny_encoder_file: Path) -> Callable[..., InpFormer]:
+    def make(kind: type = InpFormer, **kwargs: Any) -> InpFormer:
+        return kind("test_vit", str(tiny_encoder_file), **{**SMALL, **kwargs})
+
+    return make
+
+
+class Batches(Callback):
+    """Keeps what a training is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append(batch)
+
+
+def test_results_pictures_and_thresholds_of_each_category(data, model, tmp_path: Path) -> None:
+    images = data(val_split_mode="from_train", val_split_ratio=0.5)
+    trained = model(visualizer=True)
+    run = engine(tmp_path, max_epochs=1)
+    run.fit(trained, datamodule=images)
+    (results,) = run.test(trained, datamodule=images)
+    assert {name.split("/")[0] for name in results if "/" in name} == set(CATEGORIES)
+    folder = Path(run.trainer.default_root_dir)
+    with (folder / "metrics.csv").open() as file:
+        rows = {row["category"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [*sorted(CATEGORIES), "mean"]
+    assert float(rows["mean"]["image_AUROC"]) == pytest.approx(results["image_AUROC"])
+    assert json.loads((folder / "metrics.json").read_text())["brick"]["pixel_AP"] == pytest.approx(
+        results["brick/pixel_AP"]
+    )
+    pictures = list((folder / "images").rglob("*.png"))
+    assert len(pictures) == len(images.test_data)  # none has replaced another
+
+    assert list(trained.post_processor.ranges) == sorted(CATEGORIES)
+    finished = Path(run.trainer.checkpoint_callback.dirpath) / "finished.ckpt"
+    loaded = InpFormer.load_from_checkpoint(finished)
+    assert loaded.post_processor.ranges == trained.post_processor.ranges
+    assert loaded.post_processor.category is None
+
+    # An image is read by the thresholds of its category; one from elsewhere by those of the category that is chosen.
+    predicted = engine(tmp_path).predict(loaded, datamodule=images)
+    batch = next(batch for batch in predicted if "/grass/" in batch.image_path[0])
+    alone = PredictDataset(batch.image_path[0])
+    scores = []
+    for category in ("grass", "brick"):
+        loaded.post_processor.category = category
+        scores.append(engine(tmp_path).predict(loaded, dataset=alone)[0].pred_score.item())
+    assert scores[0] == pytest.approx(batch.pred_score[0].item(), abs=1e-5)
+    assert scores[1] != scores[0]
+
+
+def test_few_shot_trains_on_the_views(data, model, tmp_path: Path) -> None:
+    seen = Batches()
+    images = data(shots=1, val_split_mode="none")
+    run = engine(tmp_path, max_epochs=1, callbacks=[seen])
+    trained = model()
+    run.fit(trained, datamodule=images)
+    assert len(seen.seen) == 3 * NUM_VIEWS // 4
+    drawn = images.train_data.samples.drop_duplicates("image_path")
+    assert len(drawn) == 3
+    shown = torch.cat([batch.image for batch in seen.seen])
+    (path, *_) = drawn.image_path
+    raw = PredictDataset(path)[0].image
+    expected = few_shot_views(trained.pre_processor.transform(raw))
+    found = [min(float((view - other).abs().max()) for other in shown) < 1e-5 for view in expected]
+    assert sum(found) >= NUM_VIEWS - 2  # an incomplete batch is dropped
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_views_are_cached_as_features(store: str, data, model, tmp_path: Path) -> None:
+    def losses(**kwargs: Any) -> list[float]:
+        run = engine(tmp_path, max_epochs=2, limit_val_batches=0)
+        images = data(shots=1)
+        trained = model(warmup_steps=1, **kwargs)
+        torch.manual_seed(0)
+        values = []
+
+        class Record(Callback):
+            def on_train_batch_end(
+                self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+            ) -> None:
+                assert isinstance(batch, PatchFeatures) == bool(kwargs)
+                values.append(outputs["loss"].item())
+
+        run._cache.args["callbacks"] = [Record()]
+        run.fit(trained, datamodule=images)
+        return values
+
+    torch.manual_seed(0)
+    plain = losses()
+    torch.manual_seed(0)
+    assert losses(feature_cache=store, feature_cache_dir=str(tmp_path / "cache")) == pytest.approx(plain, rel=1e-4)
+
+
+def test_few_shot_with_a_head_and_labelled_anomalies(data, model, tmp_path: Path) -> None:
+    images = data(shots=2)
+    run = engine(tmp_path, max_epochs=1, limit_val_batches=0)
+    trained = model(InpFormerPlusPlus, labelled_anomalies=1)
+    before = len(data_of(images))
+    run.fit(trained, datamodule=images)
+    assert len(trained.labelled.digests) == 3  # one of each category
+    assert len(images.test_data) == before - 3
+
+
+def data_of(images: MultiCategory) -> Any:
+    images.setup()
+    return images.test_data
+
+
+def test_views_need_a_model_of_ours(data, model, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="needs a model with InpPreProcessor"):
+        engine(tmp_path, max_epochs=1).fit(model(pre_processor=False), datamodule=data(shots=1))
