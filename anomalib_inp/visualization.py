@@ -193,8 +193,7 @@ class InpVisualizer(ImageVisualizer):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Look up the categories of the images: those of several are put into folders of their own."""
         super().setup(trainer, pl_module, stage)
-        table = Categories.of_data(trainer, "test_data")
-        self._categories = table if table is not None and len(table.names) > 1 else None
+        self._categories = Categories.of_data(trainer, "test_data")
 
     def on_test_batch_end(
         self,
@@ -214,7 +213,7 @@ class InpVisualizer(ImageVisualizer):
         crop_box = getattr(getattr(pl_module, "pre_processor", None), "crop_box", WHOLE_IMAGE)
         output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)
-        table = self._categories if self._categories is not None and self._categories.known(batch) else None
+        table = self._known(batch)
         for index, item in enumerate(batch):
             # By now the batch holds what the model saw: without a file, the image is the crop itself.
             strip = self._draw(item, crop_box if item.image_path else WHOLE_IMAGE)
@@ -222,7 +221,9 @@ class InpVisualizer(ImageVisualizer):
                 continue
             path = generate_output_filename(
                 input_path=item.image_path or f"loader{dataloader_idx}/batch{batch_idx:05d}_{index:03d}.png",
-                output_path=output_dir / table.name_of(item.image_path) if table else output_dir,
+                output_path=output_dir / table.name_of(item.image_path)
+                if table and len(table.names) > 1
+                else output_dir,
                 dataset_name=getattr(datamodule, "name", None),
                 category=getattr(datamodule, "category", None),
             )
@@ -230,6 +231,10 @@ class InpVisualizer(ImageVisualizer):
                 msg = f"The picture would overwrite its own image {path}. Choose an output_dir outside the dataset."
                 raise ValueError(msg)
             strip.save(path)
+
+    def _known(self, batch: Any) -> Categories | None:
+        """The categories, if the images of a batch are among those that have one."""
+        return self._categories if self._categories is not None and self._categories.known(batch) else None
 
     def _draw(self, item: ImageItem | NumpyImageItem, crop_box: CropBox) -> Image.Image | None:
         anomaly_map, pred_mask = _to_array(item.anomaly_map), _to_array(item.pred_mask)

@@ -8,7 +8,6 @@ import inspect
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,29 +23,8 @@ from torchvision.transforms.v2 import Transform
 from anomalib_inp.data.checks import DataError, check_masks
 from anomalib_inp.data.few_shot import FewShotViews
 from anomalib_inp.data.joined import JoinedDataset
+from anomalib_inp.data.source import Source
 from anomalib_inp.preprocessing import InpPreProcessor
-
-
-@dataclass
-class Source:
-    """Categories of one data set.
-
-    Args:
-        source: Image data module of anomalib: ``MVTecAD``, ``Visa``, ``RealIAD``, ``BTech``, ``MPDD``, ``Folder``, ...,
-            or the full path of a class.
-        root: Folder of the data set; by default the data module's. Of ``Folder``, the folder whose subfolders are the
-            categories.
-        categories: Names of the categories, or ``all``: those in the folder, or, before a download, those of the data
-            set.
-        arguments: Further arguments of the data module, such as ``normal_dir`` of ``Folder``.
-        name: What the source is called where there are several; by default like its class.
-    """
-
-    source: str = "MVTecAD"
-    root: str | None = None
-    categories: list[str] | str = "all"
-    arguments: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
 
 
 class MultiCategory(AnomalibDataModule):

@@ -1,0 +1,137 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The benchmark of settings: what is run, what is kept, what is reported."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from anomalib_inp import benchmark, cli
+from anomalib_inp.benchmark import Benchmark
+from anomalib_inp.data import Source
+from anomalib_inp.data.sample import write_sample_data
+from anomalib_inp.evaluation.metrics import COLUMNS
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_sample_data(tmp_path_factory.mktemp("benchmark") / "sample", categories=("brick", "grass"))
+    for folder in root.glob("*/*/*"):
+        for file in sorted(folder.iterdir())[8 if folder.parent.name == "train" else 2 :]:
+            file.unlink()
+    return root
+
+
+def make(setting: str, root: Path, output: Path, model: str = "InpFormer", count: int = 0, **data: Any) -> Benchmark:
+    data = {"source": "MVTecAD", "root": str(root), "categories": "all", "num_workers": 0, **data}
+    return Benchmark(setting, data, model, count, output, {}, {})
+
+
+def names(runs: Benchmark, *seeds: int) -> list[tuple[str, list[str] | None, list[str] | None]]:
+    return [(run.name, run.data.get("train_on"), run.data.get("test_on")) for run in runs.runs(seeds or (0,))]
+
+
+def test_what_each_setting_trains(root: Path, tmp_path: Path) -> None:
+    assert names(make("multi_class", root, tmp_path), 0, 3) == [("seed0", None, None), ("seed3", None, None)]
+    assert names(make("single_class", root, tmp_path)) == [
+        ("seed0/brick", ["brick"], ["brick"]),
+        ("seed0/grass", ["grass"], ["grass"]),
+    ]
+    assert names(make("zero_shot", root, tmp_path)) == [
+        ("seed0/brick", ["grass"], ["brick"]),
+        ("seed0/grass", ["brick"], ["grass"]),
+    ]
+    elsewhere = make("zero_shot", root, tmp_path, train_on=["brick"], test_on=["grass"])
+    assert names(elsewhere) == [("seed0", None, None)]
+    assert elsewhere.model_args["map"] == "prototype_distance"
+    few = make("few_shot", root, tmp_path, count=2)
+    assert few.data["shots"] == 2
+    assert few.folder.name == "few_shot_2-InpFormer"
+    semi = make("semi_supervised", root, tmp_path, "InpFormerPlusPlus", count=3)
+    assert semi.model_args["labelled_anomalies"] == 3
+    assert [run.model for run in semi.runs((0, 1))] == [{"labelled_seed": 0}, {"labelled_seed": 1}]
+    assert few.model_args == {"image_size": 448, "crop_size": 392}  # the paper's protocol
+
+
+def test_settings_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs a segmentation head to teach: --model InpFormerPlusPlus"):
+        make("semi_supervised", root, tmp_path, count=3)
+    with pytest.raises(ValueError, match="needs several data sets: --sources"):
+        make("super_multi_class", root, tmp_path)
+
+
+def rows(value: float, *categories: str) -> benchmark.Rows:
+    return {name: dict.fromkeys(COLUMNS, value + index / 100) for index, name in enumerate(categories)}
+
+
+def test_published_numbers_stand_beside_the_measured_ones(tmp_path: Path) -> None:
+    runs = make("multi_class", tmp_path, tmp_path)
+    runs.folder.mkdir()
+    (runs.folder / "seed0" / "images").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(runs.folder / "seed0" / "images" / "bottle.png")
+    means = runs.report({0: rows(0.5, "bottle", "cable"), 1: rows(0.6, "bottle", "cable")})
+    assert means["bottle"]["image_AP"] == pytest.approx(0.55)
+    assert means["mean"]["image_AP"] == pytest.approx(0.555)
+    text = (runs.folder / "report.md").read_text()
+    assert "| bottle | 55.00 ±5.0 |" in text
+    assert "| mean | 55.50 ±5.0 |" in text
+    assert "| MVTecAD, published | 99.7 | 99.9 | 99.2 | 98.5 | 71.0 | 69.7 | 94.9 |" in text
+    assert "arXiv 2503.02424" in text
+    assert "![seed0/images/bottle.png](seed0/images/bottle.png)" in text
+    with (runs.folder / "report.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["category"], row["seed"]) for row in table][:3] == [("bottle", "0"), ("cable", "0"), ("mean", "0")]
+
+
+def test_a_part_of_a_data_set_is_not_compared(tmp_path: Path) -> None:
+    runs = make("multi_class", tmp_path, tmp_path, categories=["bottle"])
+    runs.folder.mkdir()
+    runs.report({0: rows(0.5, "bottle")})
+    assert "published" not in (runs.folder / "report.md").read_text()
+
+
+def test_several_data_sets_have_means_of_their_own(root: Path, tmp_path: Path) -> None:
+    sources = [Source("MVTecAD", str(root), ["brick"]), Source("MVTecAD", str(root), ["grass"], name="other")]
+    runs = make("super_multi_class", root, tmp_path, sources=sources)
+    runs.folder.mkdir()
+    means = runs.report({0: rows(0.5, "MVTecAD/brick", "other/grass")})
+    assert means["mean"]["image_AP"] == pytest.approx(0.505)
+    assert means["MVTecAD, mean"]["image_AP"] == pytest.approx(0.5)
+    assert means["other, mean"]["image_AP"] == pytest.approx(0.51)
+
+
+def test_a_benchmark_runs_once(
+    root: Path,
+    tiny_encoder_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["benchmark", "single_class", "--root", str(root), "--output", str(tmp_path / "out"), "--seeds", "[1]"]
+    words += ["--model_args", json.dumps({"encoder": "test_vit", "encoder_weights": str(tiny_encoder_file)})]
+    words += ["--model_args.image_size", "64", "--model_args.crop_size", "null"]
+    words += ["--data_args", json.dumps({"num_workers": 0, "train_batch_size": 4})]
+    words += ["--trainer_args", json.dumps({"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False})]
+
+    def run(*more: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["anomalib-inp", *words, *more])
+        cli.main()
+        return capsys.readouterr().out
+
+    shown = run()
+    folder = tmp_path / "out" / "single_class-InpFormer"
+    assert "brick" in shown
+    for category in ("brick", "grass"):
+        assert list(json.loads((folder / "seed1" / category / "metrics.json").read_text())) == [category]
+        with Image.open(folder / "seed1" / category / "images" / f"{category}.png") as sheet:
+            assert sheet.height > 4 * 192  # two of the best and the worst, anomalous and normal
+    monkeypatch.setattr(Benchmark, "_train_and_test", lambda *_: pytest.fail("this run is done"))
+    assert run().splitlines()[-5:] == shown.splitlines()[-5:]
+    with pytest.raises(SystemExit, match="holds a run with other arguments"):
+        run("--model_args.num_prototypes", "3")
