@@ -30,6 +30,12 @@ WITH_EXAMPLES = [ROOT / "README.md"] + [
         "coming_from_anomalib",
         "published_checkpoints",
         "inp_former_plus_plus",
+        "multi_class",
+        "single_class",
+        "super_multi_class",
+        "few_shot",
+        "zero_shot",
+        "semi_supervised",
     )
 ]
 
