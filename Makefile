@@ -7,7 +7,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help venv demo test test-all check format bench-accuracy bench-int8 bench-plus-plus bench-pseudo bench-scale \
-	bench-speed clean
+	bench-settings bench-speed clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,7 +30,7 @@ format: .venv/.stamp-dev ## Fix what ruff can fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ifneq ($(filter bench-accuracy bench-int8 bench-plus-plus,$(MAKECMDGOALS)),)
+ifneq ($(filter bench-accuracy bench-int8 bench-plus-plus bench-settings,$(MAKECMDGOALS)),)
 ifeq ($(strip $(DATA)),)
 $(error this benchmark needs the folder of a data set: make $(MAKECMDGOALS) DATA=DIR)
 endif
@@ -44,6 +44,9 @@ bench-int8: .venv/.stamp-demo ## Measure what INT8 costs in accuracy on the data
 
 bench-plus-plus: .venv/.stamp-demo ## Measure INP-Former++ on the data set in DATA=DIR and write docs/benchmarks.md
 	$(BIN)/python tests/bench/plus_plus.py --data "$(DATA)"
+
+bench-settings: .venv/.stamp-demo ## Measure every setting on the data set in DATA=DIR and write docs/benchmarks.md
+	$(BIN)/python tests/bench/settings.py --data "$(DATA)"
 
 bench-pseudo: .venv/.stamp-demo ## Measure how fast pseudo-anomalies are made, and draw some
 	$(BIN)/python tests/bench/pseudo_anomalies.py
