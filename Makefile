@@ -7,7 +7,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help venv demo test test-all check format bench-accuracy bench-int8 bench-plus-plus bench-pseudo bench-scale \
-	bench-settings bench-speed clean
+	bench-settings bench-speed clean setting-pictures
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ bench-plus-plus: .venv/.stamp-demo ## Measure INP-Former++ on the data set in DA
 
 bench-settings: .venv/.stamp-demo ## Measure every setting on the data set in DATA=DIR and write docs/benchmarks.md
 	$(BIN)/python tests/bench/settings.py --data "$(DATA)"
+
+setting-pictures: .venv/.stamp-demo ## Draw the missing pictures of the pages on settings
+	$(BIN)/python tests/bench/setting_pictures.py
 
 bench-pseudo: .venv/.stamp-demo ## Measure how fast pseudo-anomalies are made, and draw some
 	$(BIN)/python tests/bench/pseudo_anomalies.py

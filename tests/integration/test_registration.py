@@ -155,6 +155,12 @@ assert model_of("--model", "anomalib_inp.InpFormer", "--model.num_prototypes", "
 assert model_of("--config", {str(config)!r}, "--model.num_prototypes", "5") == model
 assert model_of("--config", {str(config)!r})["init_args"]["num_prototypes"] == 4
 
+few = ("--data", "MultiCategory", "--data.source", "Visa", "--data.categories", "[candle, pcb1]", "--data.shots", "2")
+data = yaml.safe_load(command("train", "--model", "InpFormer", *few, "--print_config"))["data"]
+assert data["class_path"] == "anomalib_inp.MultiCategory", data
+assert data["init_args"]["categories"] == ["candle", "pcb1"] and data["init_args"]["shots"] == 2, data
+assert yaml.safe_load(command("train", *few[:2], "--print_config"))["data"]["init_args"]["categories"] == "all"
+
 assert model_of("--model", "BuiltinInpFormer")["class_path"] == "anomalib.models.BuiltinInpFormer"
 assert "inp_num" in model_of("--model", "anomalib.models.InpFormer")["init_args"]  # Only anomalib's has this argument.
 """)
