@@ -216,10 +216,11 @@ def test_predict_passes_its_options_on(run: Run, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("anomalib_inp.prediction.predict_images", lambda *given: calls.append(given))
     model, images = tmp_path / "model.xml", tmp_path / "images"
     run("predict", model, images)
-    run("predict", model, images, "--output", "there", "--device", "GPU", "--precision", "null")
+    options = ("--output", "there", "--device", "GPU", "--precision", "null", "--category", "nut")
+    run("predict", model, images, *options)
     assert calls == [
-        (model, images, Path("predictions"), "CPU", "f32"),
-        (model, images, Path("there"), "GPU", None),
+        (model, images, Path("predictions"), "CPU", "f32", None),
+        (model, images, Path("there"), "GPU", None, "nut"),
     ]
 
 

@@ -90,7 +90,8 @@ def in_torch(own_model: InpFormer, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A path that stands for an export of the model, run by PyTorch: the same numbers without compiling a graph."""
 
     class InTorch:
-        def __init__(self, *_: object) -> None:
+        def __init__(self, *_: object, category: str | None = None) -> None:
+            assert category is None
             self.metadata = Metadata.of(own_model)
 
         def __call__(self, images: np.ndarray) -> InferenceBatch:
