@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from anomalib_inp.cache_folder import VARIABLE
+from anomalib_inp.data.sample import write_sample_data
 
 pytest.register_assert_rewrite("model_tester", "reference_metrics")
 
@@ -92,6 +93,20 @@ class _InThisProcess:
 def _measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare export formats in this process: each of their own would import PyTorch and anomalib anew."""
     monkeypatch.setattr("anomalib_inp.export_benchmark.ProcessPoolExecutor", _InThisProcess)
+
+
+@pytest.fixture(scope="session")
+def write_small_sample() -> Callable[..., Path]:
+    """Writes sample data of 8 images to train on and 2 of each kind to test on, with their masks."""
+
+    def write(folder: Path, **kwargs: Any) -> Path:
+        root = write_sample_data(folder / "sample", **kwargs)
+        for images in root.glob("*/*/*"):
+            for file in sorted(images.iterdir())[8 if images.parent.name == "train" else 2 :]:
+                file.unlink()
+        return root
+
+    return write
 
 
 @pytest.fixture(scope="session")

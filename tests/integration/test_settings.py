@@ -6,13 +6,12 @@
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from anomalib.cli.cli import AnomalibCLI
-
-from anomalib_inp.data.sample import write_sample_data
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS = ("inp_former", "inp_former_plus_plus")
@@ -21,12 +20,8 @@ SETTINGS = tuple(sorted(path.stem for path in (CONFIGS / "setting").glob("*.yaml
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = write_sample_data(tmp_path_factory.mktemp("settings") / "sample", categories=("brick", "grass"))
-    for folder in root.glob("*/*/*"):
-        for file in sorted(folder.iterdir())[8 if folder.parent.name == "train" else 2 :]:
-            file.unlink()
-    return root
+def sample(write_small_sample: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_sample(tmp_path_factory.mktemp("settings"), categories=("brick", "grass"))
 
 
 def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> AnomalibCLI:

@@ -6,6 +6,7 @@
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,12 @@ from PIL import Image
 from anomalib_inp import benchmark, cli
 from anomalib_inp.benchmark import Benchmark
 from anomalib_inp.data import Source
-from anomalib_inp.data.sample import write_sample_data
 from anomalib_inp.evaluation.metrics import COLUMNS
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = write_sample_data(tmp_path_factory.mktemp("benchmark") / "sample", categories=("brick", "grass"))
-    for folder in root.glob("*/*/*"):
-        for file in sorted(folder.iterdir())[8 if folder.parent.name == "train" else 2 :]:
-            file.unlink()
-    return root
+def root(write_small_sample: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_sample(tmp_path_factory.mktemp("benchmark"), categories=("brick", "grass"))
 
 
 def make(setting: str, root: Path, output: Path, model: str = "InpFormer", count: int = 0, **data: Any) -> Benchmark:

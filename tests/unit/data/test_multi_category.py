@@ -3,6 +3,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,12 @@ from anomalib.data import MVTecAD
 
 from anomalib_inp.data import MultiCategory, Source
 from anomalib_inp.data.checks import DataError
-from anomalib_inp.data.sample import CATEGORIES, write_sample_data
+from anomalib_inp.data.sample import CATEGORIES
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = write_sample_data(tmp_path_factory.mktemp("multi") / "sample")
-    for folder in root.glob("*/*/*"):  # 8 images to train on, 2 of each kind to test on
-        for file in sorted(folder.iterdir())[8 if folder.parent.name == "train" else 2 :]:
-            file.unlink()
-    return root
+def root(write_small_sample: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_sample(tmp_path_factory.mktemp("multi"))
 
 
 @pytest.fixture
