@@ -132,7 +132,7 @@ class Benchmark:
             told.write_text(json.dumps(said, indent=1) + "\n")
             self._train_and_test(run, folder)
         rows = json.loads((folder / "metrics.json").read_text())
-        return {name: values for name, values in rows.items() if name != MEAN}
+        return {name: _known(values) for name, values in rows.items() if name != MEAN}
 
     def _train_and_test(self, run: Run, folder: Path) -> None:
         seed_everything(run.seed, workers=True, verbose=False)
@@ -164,7 +164,7 @@ class Benchmark:
         means: Rows = {}
         lines = []
         for name in tables[0]:
-            found = {key: [table[name][key] for table in tables if table[name].get(key) is not None] for key in COLUMNS}
+            found = {key: [table[name][key] for table in tables if key in table[name]] for key in COLUMNS}
             means[name] = {key: mean(values) for key, values in found.items() if values}
             lines.append([name, *(_cell(found[key]) for key in COLUMNS)])
         sources = []
@@ -228,6 +228,11 @@ def benchmark(
         results.setdefault(run.seed, {}).update(runs.result(run))
     console.print(metrics_table(runs.report(results)))
     console.print(f"Report: {runs.folder / 'report.md'}")
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Leave out what could not be measured: a metric over images of one class only has no value."""
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _with_means(rows: Rows) -> Rows:

@@ -85,6 +85,22 @@ def test_published_numbers_stand_beside_the_measured_ones(tmp_path: Path) -> Non
     assert [(row["category"], row["seed"]) for row in table][:3] == [("bottle", "0"), ("cable", "0"), ("mean", "0")]
 
 
+def test_metrics_that_have_no_value_are_left_out(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"brick": {"image_AUROC": None, "pixel_AP": 0.5}, "grass": {"image_AUROC": 0.8, "pixel_AP": None}}
+
+    def measured(_: Benchmark, __: benchmark.Run, folder: Path) -> None:
+        (folder / "metrics.json").write_text(json.dumps({**found, "mean": {"image_AUROC": 0.8, "pixel_AP": 0.5}}))
+
+    monkeypatch.setattr(Benchmark, "_train_and_test", measured)
+    runs = make("multi_class", root, tmp_path)
+    results = {run.seed: runs.result(run) for run in runs.runs((0,))}
+    assert results == {0: {"brick": {"pixel_AP": 0.5}, "grass": {"image_AUROC": 0.8}}}
+    runs.report(results)
+    text = (runs.folder / "report.md").read_text()
+    assert "| brick | - | - | - | - | 50.00 | - | - |" in text
+    assert "| mean | 80.00 | - | - | - | 50.00 | - | - |" in text
+
+
 def test_a_part_of_a_data_set_is_not_compared(tmp_path: Path) -> None:
     runs = make("multi_class", tmp_path, tmp_path, categories=["bottle"])
     runs.folder.mkdir()
