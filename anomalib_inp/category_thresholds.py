@@ -10,10 +10,9 @@ from typing import NamedTuple
 import torch
 from anomalib.metrics import F1AdaptiveThreshold
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
-from anomalib_inp.evaluation.pixels import BINS, bin_of, lower_edge
+from anomalib_inp.evaluation.pixels import PixelCounts, bin_of, lower_edge
+from anomalib_inp.evaluation.scores import ImageScores
 
 
 class Range(NamedTuple):
@@ -30,7 +29,7 @@ class Range(NamedTuple):
         return reach if reach > 0 else 1.0
 
 
-class CategoryRanges(Metric):
+class CategoryRanges(PixelCounts):
     """Collects what thresholds of many categories are chosen from.
 
     Scores are kept, pixels are counted in bins of 0.1 %: every process may see other categories.
@@ -41,23 +40,11 @@ class CategoryRanges(Metric):
         pixel_quantile: Without anomalous images: this quantile of the pixels is the pixel threshold.
     """
 
-    full_state_update = False
-    scores: list[Tensor]
-    labels: list[Tensor]
-    categories: list[Tensor]
-    normal: Tensor
-    anomalous: Tensor
-
     def __init__(self, num_categories: int, image_quantile: float, pixel_quantile: float) -> None:
-        super().__init__()
+        super().__init__(num_categories)
         self.image_quantile = image_quantile
         self.pixel_quantile = pixel_quantile
-        for state in ("scores", "labels", "categories"):
-            self.add_state(state, [], dist_reduce_fx="cat")
-        for state in ("normal", "anomalous"):
-            self.add_state(state, torch.zeros(num_categories, BINS, dtype=torch.long), dist_reduce_fx="sum")
-        # A process that is given no image shares a state of the right kind all the same.
-        self._add_images(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+        self.images = ImageScores()
 
     def update(self, scores: Tensor, labels: Tensor, maps: Tensor, masks: Tensor | None, categories: Tensor) -> None:
         """Add images.
@@ -69,25 +56,26 @@ class CategoryRanges(Metric):
             masks: Masks ``(B, H, W)``; without, the pixels of normal images alone are counted.
             categories: Numbers of the categories ``(B,)``.
         """
-        self._add_images(scores, labels, categories)
-        bins = bin_of(maps)
-        for number, label, found, mask in zip(
-            categories, labels, bins, [None] * len(bins) if masks is None else masks, strict=True
-        ):
-            if mask is not None:
-                self.anomalous[number] += torch.bincount(found[mask.bool()], minlength=BINS)
-                self.normal[number] += torch.bincount(found[~mask.bool()], minlength=BINS)
-            elif not label:
-                self.normal[number] += torch.bincount(found.flatten(), minlength=BINS)
+        self.images.update(scores, labels, categories)
+        if masks is None:
+            normal = labels == 0
+            maps, categories = maps[normal], categories[normal]
+            masks = torch.zeros_like(maps)
+        self.count(bin_of(maps), masks.bool(), categories)
 
     def compute(self) -> list[tuple[Range, Range] | None]:
         """Choose the ranges of scores and of pixels of each category; ``None`` for one without images."""
-        scores, labels, categories = map(dim_zero_cat, (self.scores, self.labels, self.categories))
+        scores, labels, categories = self.images.compute()
         ranges = []
         for number, (normal, anomalous) in enumerate(zip(self.normal, self.anomalous, strict=True)):
             own = categories == number
             ranges.append(self._choose(scores[own], labels[own], normal, anomalous) if own.any() else None)
         return ranges
+
+    def reset(self) -> None:
+        """Forget all images."""
+        super().reset()
+        self.images.reset()
 
     def _choose(self, scores: Tensor, labels: Tensor, normal: Tensor, anomalous: Tensor) -> tuple[Range, Range]:
         used = ((normal > 0) | (anomalous > 0)).nonzero().flatten()
@@ -105,11 +93,6 @@ class CategoryRanges(Metric):
         true, false = (counts.flip(0).cumsum(0).flip(0).double() for counts in (anomalous, normal))
         f1 = (2 * true / (true + false + true[0]))[used]
         return image, Range(_edge(used[f1.argmax()]), _edge(used[0]), _edge(used[-1] + 1))
-
-    def _add_images(self, scores: Tensor, labels: Tensor, categories: Tensor) -> None:
-        self.scores.append(scores.float())
-        self.labels.append(labels.to(torch.uint8))
-        self.categories.append(categories)
 
 
 def quantile(values: Tensor, share: float) -> Tensor:

@@ -12,47 +12,17 @@ import torch
 from anomalib.metrics import Evaluator
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
-from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
 from anomalib_inp.data.categories import Categories
 from anomalib_inp.evaluation.metrics import COLUMNS, FIELDS, check_values, seven_metrics
 from anomalib_inp.evaluation.pixels import BinnedPixels, ExactPixels, of_each
 from anomalib_inp.evaluation.report import MEAN, metrics_table, with_mean, write_metrics
+from anomalib_inp.evaluation.scores import ImageScores
 
 logger = logging.getLogger(__name__)
 
 EXACT_IMAGES = 2500
 """Test images up to which pixel metrics are exact: 0.8 GB of maps of 256 x 256."""
-
-
-class ImageScores(Metric):
-    """Keeps the scores and labels of all images."""
-
-    full_state_update = False
-    scores: list[Tensor]
-    labels: list[Tensor]
-    categories: list[Tensor]
-
-    def __init__(self, num_categories: int = 1) -> None:
-        super().__init__()
-        self.num_categories = num_categories
-        for state in ("scores", "labels", "categories"):
-            self.add_state(state, [], dist_reduce_fx="cat")
-        # A process that is given no image shares a state of the right kind all the same.
-        self.update(torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long))
-
-    def update(self, scores: Tensor, labels: Tensor, categories: Tensor) -> None:
-        """Add scores, labels and the numbers of the categories, each ``(B,)``."""
-        self.scores.append(scores.float())
-        self.labels.append(labels.to(torch.uint8))
-        self.categories.append(categories)
-
-    def compute(self) -> list[dict[str, float]]:
-        """Compute the three image metrics of each category; those without images have none."""
-        scores, labels, categories = map(dim_zero_cat, (self.scores, self.labels, self.categories))
-        return of_each(self.num_categories, categories, lambda own: seven_metrics(scores[own], labels[own]))
 
 
 class PaperEvaluator(Evaluator):
@@ -81,7 +51,7 @@ class PaperEvaluator(Evaluator):
         self.categories = Categories.of_data(trainer, "test_data")
         count = len(self.categories.names) if self.categories else 1
         pixels = ExactPixels if _num_images(trainer) <= self.exact_images else BinnedPixels
-        self.test_metrics = torch.nn.ModuleList([ImageScores(count), pixels(count)]).to(pl_module.device)
+        self.test_metrics = torch.nn.ModuleList([ImageScores(), pixels(count)]).to(pl_module.device)
         self.setup(trainer, pl_module, "test")  # where they are kept
 
     def on_test_batch_end(
@@ -115,10 +85,11 @@ class PaperEvaluator(Evaluator):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute, log, print and write."""
         del pl_module
-        scores, pixels = (metric.compute() for metric in self.test_metrics)
+        (scores, labels, categories), by_pixel = (metric.compute() for metric in self.test_metrics)
         self.test_metrics = torch.nn.ModuleList()  # a model that is saved now holds no maps
         names = self.categories.names if self.categories else [""]
-        rows = {name: image | pixel for name, image, pixel in zip(names, scores, pixels, strict=True)}
+        by_image = of_each(len(names), categories, lambda own: seven_metrics(scores[own], labels[own]))
+        rows = {name: image | pixel for name, image, pixel in zip(names, by_image, by_pixel, strict=True)}
         if missing := [key for key in COLUMNS if not any(key in values for values in rows.values())]:
             logger.info("The test data have no ground truth for %s: left out.", ", ".join(missing))
         results = with_mean(rows)

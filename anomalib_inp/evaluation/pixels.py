@@ -54,8 +54,30 @@ class ExactPixels(Metric):
         return of_each(self.num_categories, categories, lambda own: pixel_metrics(maps[own], masks[own].bool()))
 
 
-class BinnedPixels(Metric):
-    """Counts pixels in bins, of which each is 0.1 % wide; memory does not grow with the images.
+class PixelCounts(Metric):
+    """Counts the normal and the anomalous pixels of each category in bins; a subclass says what to compute of them."""
+
+    full_state_update = False
+    normal: Tensor
+    anomalous: Tensor
+
+    def __init__(self, num_categories: int = 1) -> None:
+        super().__init__()
+        self.num_categories = num_categories
+        for state in ("normal", "anomalous"):
+            self.add_state(state, torch.zeros(num_categories, BINS, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def count(self, bins: Tensor, masks: Tensor, categories: Tensor) -> None:
+        """Add pixels, given as bins ``(B, H, W)`` and masks ``(B, H, W)``, of the categories ``(B,)``."""
+        for number in categories.unique():
+            own = categories == number
+            mask, found = masks[own], bins[own]
+            self.normal[number] += torch.bincount(found[~mask], minlength=BINS)
+            self.anomalous[number] += torch.bincount(found[mask], minlength=BINS)
+
+
+class BinnedPixels(PixelCounts):
+    """Pixel metrics from counts in bins, of which each is 0.1 % wide; memory does not grow with the images.
 
     torchmetrics' binned metrics know values between 0 and 1, in bins of equal width: most pixels of a map of cosine
     distances lie in a few of them, and AUPRO is not among them.
@@ -64,35 +86,27 @@ class BinnedPixels(Metric):
         num_categories: Number of categories; each needs 13 MB.
     """
 
-    full_state_update = False
-    normal: Tensor
-    anomalous: Tensor
     overlap: Tensor
     regions: Tensor
 
     def __init__(self, num_categories: int = 1) -> None:
-        super().__init__()
-        self.num_categories = num_categories
-        counts = torch.zeros(num_categories, BINS, dtype=torch.int64)
-        self.add_state("normal", counts, dist_reduce_fx="sum")
-        self.add_state("anomalous", counts.clone(), dist_reduce_fx="sum")
+        super().__init__(num_categories)
         # Share of their region that the pixels of a bin make up, over all regions.
-        self.add_state("overlap", counts.double(), dist_reduce_fx="sum")
+        self.add_state("overlap", torch.zeros(num_categories, BINS, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("regions", torch.zeros(num_categories, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, maps: Tensor, masks: Tensor, categories: Tensor) -> None:
         """Add maps ``(B, H, W)``, masks ``(B, H, W)`` and the numbers ``(B,)`` of the categories."""
         bins, masks = bin_of(maps), masks.bool()
+        self.count(bins, masks, categories)
         # All regions of the batch have numbers of their own; 0 is what lies outside.
         regions = connected_components_cpu(masks.unsqueeze(1).int().cpu()).squeeze(1).to(masks.device).long()
         sizes = torch.bincount(regions.flatten())
         for number in categories.unique():
-            own = categories == number
-            mask, found, numbers = masks[own], bins[own], regions[own][masks[own]]
-            self.normal[number] += torch.bincount(found[~mask], minlength=BINS)
-            self.anomalous[number] += torch.bincount(found[mask], minlength=BINS)
-            self.overlap[number] += torch.bincount(found[mask], weights=1 / sizes[numbers].double(), minlength=BINS)
-            self.regions[number] += len(numbers.unique())
+            own = (categories == number).view(-1, 1, 1) & masks
+            shares = 1 / sizes[regions[own]].double()
+            self.overlap[number] += torch.bincount(bins[own], weights=shares, minlength=BINS)
+            self.regions[number] += len(regions[own].unique())
 
     def compute(self) -> list[dict[str, float]]:
         """Compute the metrics of each category; those without images have none."""
