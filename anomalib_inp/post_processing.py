@@ -223,7 +223,8 @@ class InpPostProcessor(PostProcessor):
                 "There are no validation images, so there will be no thresholds, labels and masks. Choose some, for "
                 "example with --data.val_split_mode from_train, or set thresholds by hand after training."
             )
-        _warn_if_validation_is_test(trainer)
+        else:
+            _warn_if_validation_is_test(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn where thresholds will be too good; during training this has been said."""

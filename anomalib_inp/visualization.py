@@ -236,7 +236,9 @@ class InpVisualizer(ImageVisualizer):
         """The categories, if the images of a batch are among those that have one."""
         return self._categories if self._categories is not None and self._categories.known(batch) else None
 
-    def _draw(self, item: ImageItem | NumpyImageItem, crop_box: CropBox) -> Image.Image | None:
+    def _draw(
+        self, item: ImageItem | NumpyImageItem, crop_box: CropBox, vmin: float = 0.0, vmax: float = 1.0
+    ) -> Image.Image | None:
         anomaly_map, pred_mask = _to_array(item.anomaly_map), _to_array(item.pred_mask)
         if anomaly_map is None:
             return None
@@ -249,6 +251,8 @@ class InpVisualizer(ImageVisualizer):
             crop_box=crop_box,
             score=None if item.pred_score is None else float(item.pred_score),
             anomalous=None if item.pred_label is None else bool(item.pred_label),
+            vmin=vmin,
+            vmax=vmax,
             height=self.panel_height,
         )
 
@@ -366,7 +370,7 @@ def _lay_out(
     # The scale is drawn over mid grey by the function that draws the map, so its colours are those of the panel.
     ramp = np.tile(np.linspace(0, 1, 4 * line), (line // 2, 1))
     scale = Image.fromarray(_glow(np.full((*ramp.shape, 3), 128, np.uint8), ramp))
-    low, high = (f"{value:g}" for value in value_range)
+    low, high = (f"{value:.3g}" for value in value_range)
     scale_width = scale.width + round(font.getlength(low) + font.getlength(high)) + gap
 
     panel_height, panel_width = panels["image"].shape[:2]

@@ -6,22 +6,24 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from anomalib.data import ImageItem
 from lightning import LightningModule, Trainer
 from PIL import Image
 
-from anomalib_inp.preprocessing import WHOLE_IMAGE
+from anomalib_inp.preprocessing import WHOLE_IMAGE, CropBox
 from anomalib_inp.visualization import InpVisualizer, gallery
 
 
 class _Shown(NamedTuple):
     rank: float
-    picture: Image.Image
+    item: ImageItem
 
 
 class ExtremeResults(InpVisualizer):
     """Draws, of each category, the anomalous images with the lowest and highest scores, and the normal ones likewise.
 
-    The worst are missed defects and false alarms. A sheet per category is saved as ``images/<category>.png``.
+    The worst are missed defects and false alarms. A sheet per category is saved as ``images/<category>.png``. Maps and
+    scores are raw, because a benchmark needs no thresholds: the colours span the values of the sheet.
 
     Args:
         output_dir: Folder of the sheets; ``None`` means ``images`` in the trainer's ``default_root_dir``.
@@ -31,8 +33,8 @@ class ExtremeResults(InpVisualizer):
 
     KINDS = {
         "worst, anomalous": (True, -1),
-        "worst, normal": (False, 1),
         "best, anomalous": (True, 1),
+        "worst, normal": (False, 1),
         "best, normal": (False, -1),
     }
     """Whether the images are anomalous, and whether the highest (1) or lowest (-1) scores are kept."""
@@ -50,29 +52,44 @@ class ExtremeResults(InpVisualizer):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Draw those images of a batch that are among the best or worst so far."""
-        del trainer, outputs
-        crop_box = getattr(pl_module.pre_processor, "crop_box", WHOLE_IMAGE)
+        """Keep those images of a batch that are among the best or worst so far."""
+        del trainer, pl_module, outputs
         table = self._known(batch)
-        for item, score in zip(batch, batch.raw_score.tolist(), strict=True):
+        scores, maps = batch.raw_score.float().cpu(), batch.raw_map.float().cpu()
+        for index, item in enumerate(batch):
             sheet = self._shown.setdefault(table.name_of(item.image_path) if table else "", {})
             for kind, (anomalous, sign) in self.KINDS.items():
-                shown = sheet.setdefault(kind, [])
-                if bool(item.gt_label) != anomalous or (len(shown) == self.keep and sign * score <= shown[-1].rank):
+                shown, rank = sheet.setdefault(kind, []), sign * scores[index].item()
+                if bool(item.gt_label) != anomalous or (len(shown) == self.keep and rank <= shown[-1].rank):
                     continue
-                picture = self._draw(item, crop_box)
-                if picture is not None:
-                    shown.append(_Shown(sign * score, picture))
-                    shown.sort(key=lambda one: -one.rank)
-                    del shown[self.keep :]
+                # Copies, so that the batch is not kept; an image that has a file is read from there.
+                kept = ImageItem(
+                    image=(item.image[:, :1, :1] if item.image_path else item.image).clone(),
+                    image_path=item.image_path,
+                    mask_path=item.mask_path,
+                    gt_mask=None if item.gt_mask is None else item.gt_mask.clone(),
+                    pred_score=scores[index].clone(),
+                    anomaly_map=maps[index].clone(),
+                )
+                shown.append(_Shown(rank, kept))
+                shown.sort(key=lambda one: -one.rank)
+                del shown[self.keep :]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the sheets."""
-        del pl_module
+        crop_box = getattr(pl_module.pre_processor, "crop_box", WHOLE_IMAGE)
         folder = self.output_dir or Path(trainer.default_root_dir) / "images"
         for category, kinds in self._shown.items():
-            sheets = [gallery([one.picture for one in shown], title=kind) for kind, shown in kinds.items() if shown]
-            if sheets:
-                path = Path(folder) / f"{category or 'images'}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                gallery(sheets).save(path)
+            path = Path(folder) / f"{category or 'images'}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._sheet(kinds, crop_box).save(path)
+
+    def _sheet(self, kinds: dict[str, list[_Shown]], crop_box: CropBox) -> Image.Image:
+        maps = [one.item.anomaly_map for shown in kinds.values() for one in shown]
+        low, high = min(map_.min().item() for map_ in maps), max(map_.max().item() for map_ in maps)
+        parts = []
+        for kind, shown in kinds.items():
+            drawn = [self._draw(one.item, crop_box, low, max(high, low + 1e-6)) for one in shown]
+            if pictures := [picture for picture in drawn if picture is not None]:
+                parts.append(gallery(pictures, title=kind))
+        return gallery(parts, columns=2)

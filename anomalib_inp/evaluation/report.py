@@ -33,7 +33,8 @@ def with_mean(rows: Rows) -> dict[str, dict[str, float]]:
 
 def metrics_table(rows: Rows) -> Table:
     """Set metrics out as a table to print: a row per name, in per cent; ``-`` where a metric is missing or nan."""
-    table = Table("category")
+    table = Table()
+    table.add_column("category", overflow="fold")
     for header in COLUMNS.values():
         table.add_column(header, justify="right")
     for name, values in rows.items():

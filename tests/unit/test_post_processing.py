@@ -442,9 +442,10 @@ def test_training_without_validation_images(
 ) -> None:
     if how == "limit_val_batches":
         engine = Engine(**engine._cache.args, limit_val_batches=0)
-    model, datamodule = tiny(tiny_encoder_file), data(root, "none" if how == "none" else "from_train")
-    with pytest.warns(UserWarning, match="There are no validation images, so there will be no thresholds"):
+    model, datamodule = tiny(tiny_encoder_file), data(root, "none" if how == "none" else "same_as_test")
+    with pytest.warns(UserWarning, match="There are no validation images, so there will be no thresholds") as warned:
         engine.fit(model, datamodule=datamodule)
+    assert not [one for one in warned if "are validation images too" in str(one.message)]
     assert model.post_processor.image_threshold.isnan()
     assert model.post_processor.pixel_threshold.isnan()
     assert not said

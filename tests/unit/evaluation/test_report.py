@@ -25,6 +25,14 @@ def test_table_shows_per_cent_and_dashes():
     assert cells[2] == ["nut", "100.00", *["-"] * 6]
 
 
+def test_long_names_are_whole_on_a_narrow_screen():
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(metrics_table({"MVTecAD/magnetic_tile": ROWS["screw"]}))
+    first_column = [line.split("│")[1].strip() for line in capture.get().splitlines() if line.startswith("│")]
+    assert "".join(first_column) == "MVTecAD/magnetic_tile"
+
+
 def test_mean_is_of_the_categories_that_have_the_metric():
     mean = with_mean(ROWS)[MEAN]
     assert mean["image_AUROC"] == pytest.approx((0.98765 + 1) / 2)
