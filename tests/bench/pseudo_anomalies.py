@@ -12,6 +12,7 @@ import pages
 import torch
 from anomalib.data import MVTecAD
 from anomalib.data.utils import read_image
+from PIL import Image
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
@@ -27,6 +28,15 @@ def outlined(image: Tensor, mask: Tensor) -> Tensor:
     """Draw the outline of a mask."""
     edge = torch.from_numpy(find_boundaries(mask.numpy().astype(bool), mode="outer"))
     return torch.where(edge, torch.tensor(OUTLINE).view(3, 1, 1), image)
+
+
+def write_photographs(folder: Path, textures: list[Path]) -> list[Path]:
+    """Write textures in the size and format of those of the Describable Textures."""
+    folder.mkdir()
+    for path in textures:
+        with Image.open(path) as texture:
+            texture.convert("RGB").resize((640, 480)).save(folder / f"{path.stem}.jpg")
+    return texture_files(folder)
 
 
 def main() -> None:
@@ -48,10 +58,12 @@ def main() -> None:
         ]
         large = torch.nn.functional.interpolate(normal[0][:16], size=(SIZE, SIZE), mode="bilinear")
         textures = texture_files(root / CATEGORIES[1] / "train")
+        photographs = write_photographs(Path(folder) / "photographs", textures)
         kinds = {
             "patches of other images": PseudoAnomaly(probability=1),
-            "a folder of textures (files of 168x168)": PseudoAnomaly(textures, probability=1),
-            "the same, kept to the foreground": PseudoAnomaly(textures, probability=1, foreground=True),
+            "a folder of textures (PNG, 168x168)": PseudoAnomaly(textures, probability=1),
+            "a folder of textures (JPEG, 640x480)": PseudoAnomaly(photographs, probability=1),
+            "small textures, kept to the foreground": PseudoAnomaly(textures, probability=1, foreground=True),
             "textures and pasted defects": PseudoAnomaly(probability=1, defects=[defect]),
         }
         times = pages.alternate({kind: partial(make, large) for kind, make in kinds.items()}, rounds=7)
