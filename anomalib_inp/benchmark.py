@@ -23,7 +23,7 @@ import anomalib_inp
 from anomalib_inp import InpFormer, InpFormerPlusPlus, MultiCategory
 from anomalib_inp.evaluation.extremes import ExtremeResults
 from anomalib_inp.evaluation.metrics import COLUMNS
-from anomalib_inp.evaluation.report import MEAN, markdown, metrics_table, with_mean
+from anomalib_inp.evaluation.report import MEAN, markdown, mean_of_seeds, metrics_table, with_mean
 
 Setting = Literal["single_class", "multi_class", "super_multi_class", "few_shot", "zero_shot", "semi_supervised"]
 MODELS = {"InpFormer": InpFormer, "InpFormerPlusPlus": InpFormerPlusPlus}
@@ -166,7 +166,7 @@ class Benchmark:
         for name in tables[0]:
             found = {key: [table[name][key] for table in tables if key in table[name]] for key in COLUMNS}
             means[name] = {key: mean(values) for key, values in found.items() if values}
-            lines.append([name, *(_cell(found[key]) for key in COLUMNS)])
+            lines.append([name, *(mean_of_seeds(found[key]) for key in COLUMNS)])
         sources = []
         for name, values, source in self._published(list(means)):
             lines.append([name, *("-" if value is None else f"{value:.1f}" for value in values)])
@@ -243,10 +243,3 @@ def _with_means(rows: Rows) -> Rows:
         own = {name: values for name, values in rows.items() if name.startswith(f"{source}/")}
         means[f"{source}, {MEAN}"] = with_mean(own)[MEAN]
     return {**rows, **means}
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    half = f" ±{50 * (max(values) - min(values)):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.2f}{half}"

@@ -3,7 +3,6 @@
 
 """Checkpoints: published ones become ours, and ours find their encoder again."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor
 from anomalib_inp.network.encoder import FrozenEncoder
 from anomalib_inp.network.inp_former import InpFormerNetwork
 from anomalib_inp.network.weights import encoder_from_state, read_weights
+from anomalib_inp.post_processing import check_thresholds
 
 ENCODER_PREFIX = "encoder."
 # What the reference calls a part, and what we call it.
@@ -300,10 +300,7 @@ def set_thresholds(
         msg = f"{path} is no checkpoint with a post-processor of anomalib-inp."
         raise ValueError(msg)
     given = {name: value for name, value in (("image", image), ("pixel", pixel)) if value is not None}
-    for name, value in given.items():
-        if not math.isfinite(value):
-            msg = f"The {name} threshold must be a finite raw score, got {value}."
-            raise ValueError(msg)
+    check_thresholds(image, pixel)
     if category is None:
         thresholds = _move_common(content["state_dict"], given)
     else:

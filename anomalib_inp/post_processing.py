@@ -125,20 +125,16 @@ class InpPostProcessor(PostProcessor):
         Raises:
             ValueError: A threshold is not a finite number, or the category is unknown.
         """
-        for name, value in (("image", image), ("pixel", pixel)):
-            if value is None:
-                continue
-            if not math.isfinite(value):
-                msg = f"The {name} threshold must be a finite raw score, got {value}."
-                raise ValueError(msg)
-            if category is None:
-                getattr(self, f"_{name}_threshold").fill_(value)
+        check_thresholds(image, pixel)
         if category is not None:
             ranges = self._ranges_of(category)
             given = zip(ranges, (image, pixel), strict=True)
             first, second = (old if new is None else old._replace(threshold=float(new)) for old, new in given)
             self.ranges[category] = (first, second)
             return
+        for name, value in (("image", image), ("pixel", pixel)):
+            if value is not None:
+                getattr(self, f"_{name}_threshold").fill_(value)
         self._image_threshold.copy_(self.image_threshold)
         self._pixel_threshold.copy_(self.pixel_threshold)
 
@@ -338,6 +334,18 @@ class InpPostProcessor(PostProcessor):
             for name, (image, pixel) in self.ranges.items()
         ]
         rank_zero_info(f"Thresholds (raw): {common}; {self._source}.{''.join(own)}")
+
+
+def check_thresholds(image: float | None, pixel: float | None) -> None:
+    """Refuse thresholds that are given but are no finite numbers.
+
+    Raises:
+        ValueError: The message names it.
+    """
+    for name, value in (("image", image), ("pixel", pixel)):
+        if value is not None and not math.isfinite(value):
+            msg = f"The {name} threshold must be a finite raw score, got {value}."
+            raise ValueError(msg)
 
 
 def margin_of(normalized: float) -> float:

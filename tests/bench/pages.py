@@ -23,21 +23,29 @@ DOCS = Path(__file__).parents[2] / "docs"
 class Results:
     """Results by name in a JSON file; one that is there is not measured again.
 
+    Two processes may measure different names at once: what the other has written meanwhile is kept.
+
     Args:
         path: The file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All that was measured so far."""
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         """Return what was measured before, or measure and keep it."""
         if key not in self.values:
             print(key, flush=True)
-            self.values[key] = measure()
+            result = measure()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.values, indent=1))
+            new = self.path.with_suffix(f".{os.getpid()}")
+            new.write_text(json.dumps({**self.values, key: result}, indent=1))
+            new.replace(self.path)
         return self.values[key]
 
 
@@ -57,12 +65,6 @@ def table(header: list[str], rows: list[list[str]], align: str = "") -> str:
 def spread(values: list[float], digits: int = 2) -> str:
     """Median, smallest and largest of values."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def mean_of_seeds(values: list[float]) -> str:
-    """Mean, and half the range where there is more than one value."""
-    half = f" ±{(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{half}"
 
 
 def alternate(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

