@@ -70,6 +70,27 @@ class EpochSeed(Callback):
         seed_everything(int(entropy.generate_state(1)[0]), verbose=False)
 
 
+class ResumeInSteps(Callback):
+    """Lets a training whose length is given in steps go on at the epoch where one of so many epochs would.
+
+    Lightning 2.6 takes the checkpoint of a finished epoch for one in the middle of it when ``max_steps`` is set.
+    """
+
+    def __init__(self) -> None:
+        self.max_steps = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the steps away while Lightning restores its loops."""
+        del pl_module
+        self.max_steps = trainer.max_steps
+        trainer.fit_loop.epoch_loop.max_steps = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give them back."""
+        del pl_module
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+
+
 class FinishedCheckpoint(Callback):
     """Writes the finished model, weights only, beside the checkpoint that training can be resumed from."""
 
@@ -118,4 +139,4 @@ class FiniteLoss(Callback):
 
 def training_callbacks() -> list[Callback]:
     """All of the above."""
-    return [DefaultEpochs(), EpochSeed(), FiniteLoss(), FinishedCheckpoint()]
+    return [DefaultEpochs(), EpochSeed(), ResumeInSteps(), FiniteLoss(), FinishedCheckpoint()]
