@@ -134,8 +134,8 @@ def benchmark(
     test_on: list[str] | None = None,
     model: Literal["InpFormer", "InpFormerPlusPlus"] = "InpFormer",
     seeds: list[int] = [0],  # noqa: B006 - the help shows it
-    shots: int = 4,
-    labelled_anomalies: int = 5,
+    shots: int | None = None,
+    labelled_anomalies: int | None = None,
     output: Path = Path("benchmark"),
     model_args: dict[str, Any] | None = None,
     data_args: dict[str, Any] | None = None,
@@ -156,8 +156,8 @@ def benchmark(
         test_on: Categories or sources to test on; by default all.
         model: The model.
         seeds: A run for each.
-        shots: Normal images per category, for few_shot.
-        labelled_anomalies: Labelled anomalies per category, for semi_supervised.
+        shots: Normal images per category, for few_shot alone; by default 4.
+        labelled_anomalies: Labelled anomalies per category, for semi_supervised alone; by default 5.
         output: Folder for the results.
         model_args: Further arguments of the model, such as encoder or recipe.
         data_args: Further arguments of MultiCategory, such as train_batch_size.
@@ -165,6 +165,12 @@ def benchmark(
     """
     from anomalib_inp import benchmark
 
+    counts = {"few_shot": ("shots", shots, 4), "semi_supervised": ("labelled_anomalies", labelled_anomalies, 5)}
+    for owner, (name, given, _) in counts.items():
+        if given is not None and setting != owner:
+            msg = f"{name} is for {owner}, not for {setting}."
+            raise ValueError(msg)
+    _, given, default = counts.get(setting, ("", 0, 0))
     benchmark.benchmark(
         setting,
         {
@@ -178,7 +184,7 @@ def benchmark(
         },
         model,
         seeds,
-        {"few_shot": shots, "semi_supervised": labelled_anomalies}.get(setting, 0),
+        default if given is None else given,
         output,
         model_args or {},
         trainer_args or {},

@@ -178,7 +178,9 @@ class InpPostProcessor(PostProcessor):
         """Choose the thresholds."""
         if self._categories is not None and self._category_ranges is not None:
             found = zip(self._categories.names, self._category_ranges.compute(), strict=True)
-            self.ranges = {name: ranges for name, ranges in found if ranges is not None}
+            chosen = {name: ranges for name, ranges in found if ranges is not None}
+            # Weights that have been trained since have no use for the ranges of other categories.
+            self.ranges = chosen if trainer.state.fn == TrainerFn.FITTING else self.ranges | chosen
             self._category_ranges = None
         counted = torch.tensor(self._anomalous_images, device=pl_module.device)
         anomalous = int(trainer.strategy.reduce(counted, reduce_op="sum"))
@@ -206,7 +208,7 @@ class InpPostProcessor(PostProcessor):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the categories of the validation images."""
         table = Categories.of_data(trainer, "val_data")
-        self._categories = table if table is not None and len(table.names) > 1 else None
+        self._categories = table if table is not None and (len(table.names) > 1 or self.ranges) else None
         if self.per_category and self._categories is not None:
             quantiles = (self.normal_image_quantile, self.normal_pixel_quantile)
             self._category_ranges = CategoryRanges(len(self._categories.names), *quantiles).to(pl_module.device)
@@ -244,6 +246,11 @@ class InpPostProcessor(PostProcessor):
         """Look up the categories of the test images."""
         del pl_module
         self._categories = Categories.of_data(trainer, "test_data") if self.ranges else None
+        if self._categories is not None and (unknown := set(self._categories.names) - self.ranges.keys()):
+            rank_zero_warn(
+                f"There are no thresholds of {', '.join(sorted(unknown))}: labels and masks are by those of "
+                f"{self.category or 'all categories together'} and mean little. Choose some: anomalib validate."
+            )
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look up the categories: a data module predicts its test images."""

@@ -218,6 +218,14 @@ class ModelTester:
         assert run.trainer.global_step == 6
         assert run.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)
 
+    def test_thresholds_are_those_of_the_last_step(self, model, datamodule, tmp_path: Path) -> None:
+        trained, images = model(), datamodule()
+        run = engine(tmp_path, max_epochs=-1, max_steps=6)  # in the middle of the second epoch
+        run.fit(trained, datamodule=images)
+        chosen = trained.post_processor.image_threshold.clone()
+        run.validate(trained, datamodule=images)
+        assert torch.equal(trained.post_processor.image_threshold, chosen)
+
     def test_resuming_for_longer_lays_out_the_schedule_anew(self, model, datamodule, tmp_path: Path) -> None:
         engine(tmp_path / "short").fit(model(warmup_steps=1, learning_rate=1e-3), datamodule=datamodule())
         (checkpoint,) = tmp_path.rglob("model.ckpt")

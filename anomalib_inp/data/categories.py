@@ -12,6 +12,9 @@ from lightning import Trainer
 from pandas import DataFrame
 from torch import Tensor
 
+MEAN = "mean"
+"""What the mean over the categories is called, and no category may be."""
+
 
 class Categories:
     """The categories of a table of images.

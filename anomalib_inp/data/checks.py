@@ -78,6 +78,7 @@ class DataCheck(Callback):
                 f"width, {100 * box.top:.1f} to {100 * box.bottom:.1f} % of its height."
             )
         data = trainer.datamodule
+        _warn_of_zero_shot(pl_module, data)
         if (
             stage == "fit"
             and getattr(data, "val_split_mode", "") == ValSplitMode.NONE
@@ -162,6 +163,16 @@ class DataCheck(Callback):
                 f"{self._outside} of the {self._anomalous} anomalous {subset} images have their whole mask outside the "
                 "inspected centre: nobody can find these defects there. Without crop_size the whole image is inspected."
             )
+
+
+def _warn_of_zero_shot(pl_module: LightningModule, data: LightningDataModule | None) -> None:
+    trained, tested = getattr(data, "trained", {}), getattr(data, "tested", {})
+    shown = getattr(pl_module.model, "map", "")
+    if trained and tested and not trained.keys() & tested.keys() and "prototype_distance" not in shown:
+        rank_zero_warn(
+            f"No category is trained on that is tested on, but the map is {shown}: it shows what training never saw, "
+            "anomalous or not. For zero-shot: --model.map prototype_distance"
+        )
 
 
 def image_files(folder: Path) -> list[Path]:

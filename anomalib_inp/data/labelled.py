@@ -135,7 +135,7 @@ def _all_samples(dataset: AnomalibDataset) -> DataFrame:
 
 
 def _drawn(data: LightningDataModule, count: int, seed: int) -> Iterator[tuple[Path, Path | None]]:
-    """Draw images and their masks from the test images of each category."""
+    """Draw images and their masks from the test images of each category that is trained on."""
     dataset = getattr(data, "test_data", None)
     if not isinstance(dataset, AnomalibDataset):
         msg = f"Labelled anomalies are drawn from test images, but {type(data).__name__} has none."
@@ -144,6 +144,14 @@ def _drawn(data: LightningDataModule, count: int, seed: int) -> Iterator[tuple[P
     samples = samples[samples.label_index == LabelName.ABNORMAL]
     if samples.empty:
         msg = f"Labelled anomalies are drawn from test images, but {type(data).__name__} has no anomalous ones."
+        raise DataError(msg)
+    if "category" in samples and "category" in data.train_data.samples:
+        samples = samples[samples.category.isin(data.train_data.samples.category)]
+    if samples.empty:
+        msg = (
+            "Labelled anomalies are drawn from the test images of what is trained on, but none of that is tested on. "
+            "Give a folder of labelled anomalies, or none: zero-shot has none."
+        )
         raise DataError(msg)
     categories = samples.category if "category" in samples else samples.split
     for category, images in samples.groupby(categories):

@@ -7,9 +7,10 @@ import importlib
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import URLError
 
 import anomalib.data
 import numpy as np
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from torchvision.transforms.v2 import Transform
 
+from anomalib_inp.data.categories import MEAN
 from anomalib_inp.data.checks import DataError, check_masks
 from anomalib_inp.data.few_shot import FewShotViews
 from anomalib_inp.data.joined import JoinedDataset
@@ -117,10 +119,12 @@ class MultiCategory(AnomalibDataModule):
             "val_split_mode": val_split_mode,
             "val_split_ratio": val_split_ratio,
         }
+        if sources and categories != "all":
+            msg = f"categories={categories} belong to one source: name them in each of sources."
+            raise ValueError(msg)
         given = sources or [Source(source, root, categories, arguments or {})]
         self.modules = _modules(given, {**splits, "seed": seed, "num_workers": 0})
-        self.trained = _chosen("train_on", train_on, self.modules)
-        self.tested = _chosen("test_on", test_on, self.modules)
+        self.trained, self.tested = _chosen({"train_on": train_on, "test_on": test_on}, self.modules)
         roots = [str(Path(module.root).absolute()) for module in self.modules.values()]
         self.root = Path(os.path.commonpath(roots))
 
@@ -132,8 +136,11 @@ class MultiCategory(AnomalibDataModule):
         """
 
         def prepare(module: AnomalibDataModule) -> None:
-            module.prepare_data()
-            check_masks(module)
+            try:
+                module.prepare_data()
+            except URLError as fault:
+                msg = f"it is not in {module.root}, and cannot be downloaded: {fault.reason}"
+                raise DataError(msg) from fault
 
         _for_all(self.modules, prepare)
 
@@ -141,7 +148,7 @@ class MultiCategory(AnomalibDataModule):
         """Set the data sets up; a training with ``shots`` is given views of the few images.
 
         Raises:
-            DataError: A category has no images to train or test on; all are named at once.
+            DataError: A category has no images to train or test on, or masks that do not fit; all are named at once.
         """
         super().setup(stage)
         if stage == "fit" and self.shots is not None and not isinstance(self.train_data, FewShotViews):
@@ -156,6 +163,7 @@ class MultiCategory(AnomalibDataModule):
 
     def _setup(self, _stage: str | None = None) -> None:
         def set_up(module: AnomalibDataModule) -> None:
+            check_masks(module)
             module.setup()
             if module in self.trained.values() and not len(module.train_data):
                 msg = "there are no images to train on"
@@ -167,7 +175,7 @@ class MultiCategory(AnomalibDataModule):
         _for_all({**self.trained, **self.tested}, set_up)
         train = {category: module.train_data for category, module in self.trained.items()}
         if self.shots is not None:
-            train = {category: self._drawn(category, images) for category, images in train.items()}
+            train = self._drawn(train, self.shots)
         self.train_data = JoinedDataset(train)
         self.test_data = JoinedDataset({category: module.test_data for category, module in self.tested.items()})
         validated = {name: module.val_data for name, module in self.tested.items() if hasattr(module, "val_data")}
@@ -185,15 +193,16 @@ class MultiCategory(AnomalibDataModule):
     def _create_val_split(self) -> None:
         """Leave the validation images as the data modules of the categories have split them."""
 
-    def _drawn(self, category: str, images: AnomalibDataset) -> AnomalibDataset:
-        """Draw the few images of a category."""
-        shots = int(self.shots or 0)
-        if len(images) < shots:
-            msg = f"shots={shots} are more than the {len(images)} normal images of {category}."
+    def _drawn(self, train: dict[str, AnomalibDataset], shots: int) -> dict[str, AnomalibDataset]:
+        """Draw the few images of each category."""
+        if few := [f"{len(images)} of {category}" for category, images in train.items() if len(images) < shots]:
+            msg = f"shots={shots} are more normal images than there are: {', '.join(few)}."
             raise DataError(msg)
-        rows = np.random.default_rng(self.seed).choice(len(images), shots, replace=False)
-        drawn = images.subsample(sorted(rows.tolist()))
-        rank_zero_info(f"{shots} of {category}: {', '.join(drawn.samples.image_path)}")
+        drawn = {}
+        for category, images in train.items():
+            rows = np.random.default_rng(self.seed).choice(len(images), shots, replace=False)
+            drawn[category] = images.subsample(sorted(rows.tolist()))
+            rank_zero_info(f"{shots} of {category}: {', '.join(drawn[category].samples.image_path)}")
         return drawn
 
     def train_dataloader(self) -> DataLoader:
@@ -239,6 +248,8 @@ def _modules(sources: Iterable[Source], common: dict[str, Any]) -> dict[str, Ano
                 modules[label] = _build(kind, source, category, common)
             except (TypeError, ValueError) as fault:
                 faults.append(f"{label}: {fault}")
+    if MEAN in modules and len(modules) > 1:
+        faults.append(f"a category cannot be called {MEAN}, as the mean over the categories is")
     if faults:
         raise ValueError(_listed(faults))
     return modules
@@ -251,12 +262,20 @@ def _kind_of(name: str) -> type[AnomalibDataModule]:
         kind = getattr(importlib.import_module(module) if module else anomalib.data, short, None)
     except ImportError:
         kind = None
-    if inspect.isclass(kind) and issubclass(kind, AnomalibDataModule) and kind is not MultiCategory:
-        return kind
     place = "anomalib.data.datamodules.image"
+    if inspect.isclass(kind) and issubclass(kind, AnomalibDataModule) and kind is not MultiCategory:
+        home = kind.__module__
+        if home.startswith(place) or not home.startswith("anomalib."):
+            return kind
     known = [kind.__name__ for kind in AnomalibDataModule.__subclasses__() if kind.__module__.startswith(place)]
     msg = f"there is no image data module {name}; anomalib has {', '.join(sorted(set(known)))}"
     raise ValueError(msg)
+
+
+def categories_of(kind: type[AnomalibDataModule]) -> list[str]:
+    """List the categories of a published data set; none where a data module takes any folder."""
+    home = importlib.import_module(kind.__module__.replace(".datamodules.", ".datasets."))
+    return list(getattr(home, "CATEGORIES", ()))
 
 
 def _categories_of(source: Source, kind: type[AnomalibDataModule]) -> tuple[list[str], list[str]]:
@@ -266,8 +285,7 @@ def _categories_of(source: Source, kind: type[AnomalibDataModule]) -> tuple[list
         return [source.source.rpartition(".")[2]], []  # the data set is one category
     root = Path(source.root or arguments["root"].default or ".")
     folders = sorted(path.name for path in root.iterdir() if _is_category(path)) if root.is_dir() else []
-    home = importlib.import_module(kind.__module__.replace(".datamodules.", ".datasets."))
-    known = list(getattr(home, "CATEGORIES", ()))
+    known = categories_of(kind)
     if source.categories == "all":
         trained = [name for name in folders if (root / name / "train").is_dir()] if known else folders
         missing = [name for name in known if name not in trained]
@@ -280,7 +298,7 @@ def _categories_of(source: Source, kind: type[AnomalibDataModule]) -> tuple[list
     if not wanted:
         return [], [f"no categories of {source.source} are asked for"]
     if wrong:
-        there = ", ".join(sorted({*known, *folders})) or "nothing"
+        there = ", ".join(folders or sorted(known)) or "nothing"
         return [], [f"{source.source} in {root} has no category {', '.join(wrong)}; there is {there}"]
     return wanted, []
 
@@ -307,24 +325,25 @@ def _build(kind: type[AnomalibDataModule], source: Source, category: str, common
 
 
 def _chosen(
-    argument: str, wanted: list[str] | None, modules: dict[str, AnomalibDataModule]
-) -> dict[str, AnomalibDataModule]:
-    """Choose categories, by their names or those of their sources.
+    wanted: dict[str, list[str] | None], modules: dict[str, AnomalibDataModule]
+) -> Iterator[dict[str, AnomalibDataModule]]:
+    """Choose categories for each argument, by their names or those of their sources; ``None`` chooses all.
 
     Raises:
         ValueError: A name is unknown; all are named at once.
     """
-    if wanted is None:
-        return modules
     sources = {label: label.partition("/")[0] for label in modules if "/" in label}
-    unknown = [name for name in wanted if name not in modules and name not in sources.values()]
-    if unknown or not wanted:
-        msg = (
-            f"{argument} must name categories or sources, got {', '.join(unknown) or 'none'}; there are "
-            f"{', '.join([*modules, *sorted(set(sources.values()))])}."
-        )
-        raise ValueError(msg)
-    return {label: module for label, module in modules.items() if {label, sources.get(label)} & set(wanted)}
+    there = [*modules, *sorted(set(sources.values()))]
+    faults = []
+    for argument, names in wanted.items():
+        unknown = [name for name in names or () if name not in there]
+        if unknown or names == []:
+            faults.append(f"{argument} must name categories or sources, got {', '.join(unknown) or 'none'}")
+    if faults:
+        raise ValueError(_listed([*faults, f"there are {', '.join(there)}"]))
+    for names in wanted.values():
+        chosen = set(modules if names is None else names)
+        yield {label: module for label, module in modules.items() if {label, sources.get(label)} & chosen}
 
 
 def _for_all(modules: dict[str, AnomalibDataModule], action: Callable[[AnomalibDataModule], None]) -> None:

@@ -13,10 +13,10 @@ from anomalib.metrics import Evaluator
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
-from anomalib_inp.data.categories import Categories
+from anomalib_inp.data.categories import MEAN, Categories
 from anomalib_inp.evaluation.metrics import COLUMNS, FIELDS, check_values, seven_metrics
 from anomalib_inp.evaluation.pixels import BinnedPixels, ExactPixels, of_each
-from anomalib_inp.evaluation.report import MEAN, metrics_table, with_mean, write_metrics
+from anomalib_inp.evaluation.report import metrics_table, with_mean, write_metrics
 from anomalib_inp.evaluation.scores import ImageScores
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from anomalib_inp.data.categories import MEAN
 from anomalib_inp.evaluation.metrics import COLUMNS
-
-MEAN = "mean"
-"""Name of the row of the mean over the categories."""
 
 Rows = Mapping[str, Mapping[str, float]]
 """Per name (a category, the mean), values in [0, 1] under the keys of ``COLUMNS``."""

@@ -70,10 +70,11 @@ class EpochSeed(Callback):
         seed_everything(int(entropy.generate_state(1)[0]), verbose=False)
 
 
-class ResumeInSteps(Callback):
-    """Lets a training whose length is given in steps go on at the epoch where one of so many epochs would.
+class LengthInSteps(Callback):
+    """Lets ``max_steps`` resume and end as ``max_epochs`` does.
 
-    Lightning 2.6 takes the checkpoint of a finished epoch for one in the middle of it when ``max_steps`` is set.
+    Lightning 2.6 takes the checkpoint of a finished epoch for one in the middle of it, and ends without the validation
+    that thresholds are chosen in.
     """
 
     def __init__(self) -> None:
@@ -89,6 +90,12 @@ class ResumeInSteps(Callback):
         """Give them back."""
         del pl_module
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop after the last step: a training that is stopped is validated first."""
+        del pl_module
+        if trainer.global_step == self.max_steps:
+            trainer.should_stop = True
 
 
 class FinishedCheckpoint(Callback):
@@ -139,4 +146,4 @@ class FiniteLoss(Callback):
 
 def training_callbacks() -> list[Callback]:
     """All of the above."""
-    return [DefaultEpochs(), EpochSeed(), ResumeInSteps(), FiniteLoss(), FinishedCheckpoint()]
+    return [DefaultEpochs(), EpochSeed(), LengthInSteps(), FiniteLoss(), FinishedCheckpoint()]

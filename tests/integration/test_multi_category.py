@@ -90,6 +90,59 @@ def test_results_pictures_and_thresholds_of_each_category(data, model, tmp_path:
     assert scores[1] != scores[0]
 
 
+def test_a_validation_chooses_thresholds_anew_for_what_it_sees(
+    data, model, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    trained = model()
+    run = engine(tmp_path, max_epochs=1)
+    two = data(categories=["brick", "grass"], val_split_mode="from_train", val_split_ratio=0.5)
+    run.fit(trained, datamodule=two)
+    ranges = dict(trained.post_processor.ranges)
+    # on the test images now, so that thresholds differ
+    run.validate(trained, datamodule=data(categories=["grass"], val_split_mode="same_as_test"))
+    assert trained.post_processor.ranges["brick"] == ranges["brick"]
+    assert trained.post_processor.ranges["grass"] != ranges["grass"]
+    assert trained.post_processor.ranges["grass"][0].threshold == pytest.approx(trained.post_processor.image_threshold)
+
+    def warned() -> list[str]:
+        return [text for warning in recwarn if "no thresholds of" in (text := str(warning.message))]
+
+    run.test(trained, datamodule=two)
+    assert not warned()
+    run.test(trained, datamodule=data())
+    (text,) = warned()
+    assert "There are no thresholds of gravel: labels and masks are by those of all categories together" in text
+
+    # Trained on, the thresholds of the others are of weights that are gone.
+    engine(tmp_path, max_epochs=1).fit(trained, datamodule=data(categories=["grass"], val_split_mode="same_as_test"))
+    assert list(trained.post_processor.ranges) == ["grass"]
+
+
+def test_zero_shot_by_what_was_learnt_is_called_out(
+    data, model, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    def warned(shown: str, **kwargs: Any) -> bool:
+        recwarn.clear()
+        engine(tmp_path, max_steps=1).fit(model(map=shown), datamodule=data(**kwargs))
+        return any("No category is trained on that is tested on" in str(warning.message) for warning in recwarn)
+
+    apart = {"train_on": ["brick", "grass"], "test_on": ["gravel"]}
+    assert warned("reconstruction", **apart)
+    assert not warned("prototype_distance", **apart)
+    assert not warned("reconstruction")
+
+
+def test_labelled_anomalies_are_of_what_is_trained_on(data, model, tmp_path: Path) -> None:
+    def drawn(**kwargs: Any) -> set[str]:
+        trained = model(InpFormerPlusPlus, labelled_anomalies=1)
+        engine(tmp_path, max_steps=1, limit_val_batches=0).fit(trained, datamodule=data(**kwargs))
+        return {Path(path).parts[0] for path in trained.labelled.digests}
+
+    assert drawn(train_on=["brick", "grass"], test_on=["grass", "gravel"]) == {"grass"}
+    with pytest.raises(DataError, match="but none of that is tested on"):
+        drawn(train_on=["brick", "grass"], test_on=["gravel"])
+
+
 def test_few_shot_trains_on_the_views(data, model, tmp_path: Path) -> None:
     seen = Batches()
     images = data(shots=1, val_split_mode="none")

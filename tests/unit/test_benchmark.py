@@ -60,6 +60,19 @@ def test_settings_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> 
         make("semi_supervised", root, tmp_path, count=3)
     with pytest.raises(ValueError, match="needs several data sets: --sources"):
         make("super_multi_class", root, tmp_path)
+    with pytest.raises(ValueError, match=r"needs two at least, got \['brick'\]"):
+        make("zero_shot", root, tmp_path, categories=["brick"])
+    with pytest.raises(ValueError, match="not trained on, but grass are both"):
+        make("zero_shot", root, tmp_path, train_on=["brick", "grass"], test_on=["grass"])
+    with pytest.raises(ValueError, match="single_class trains on each category that it tests on"):
+        make("single_class", root, tmp_path, train_on=["brick"], test_on=["grass"])
+    with pytest.raises(ValueError, match="few_shot says shots=2 itself"):
+        make("few_shot", root, tmp_path, count=2, shots=4)
+    with pytest.raises(ValueError, match="unexpected keyword argument 'colour'"):
+        make("multi_class", root, tmp_path, colour="red")
+    for seeds in ([], [0, -1]):
+        with pytest.raises(ValueError, match="seeds must be at least one number, none of them negative"):
+            list(make("multi_class", root, tmp_path).runs(seeds))
 
 
 def rows(value: float, *categories: str) -> benchmark.Rows:
@@ -67,10 +80,10 @@ def rows(value: float, *categories: str) -> benchmark.Rows:
 
 
 def test_published_numbers_stand_beside_the_measured_ones(tmp_path: Path) -> None:
-    runs = make("multi_class", tmp_path, tmp_path)
+    runs = make("multi_class", tmp_path, tmp_path)  # an empty folder: all categories, to be downloaded
     runs.folder.mkdir()
     (runs.folder / "seed0" / "images").mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(runs.folder / "seed0" / "images" / "bottle.png")
+    Image.new("RGB", (4, 4)).save(runs.folder / "seed0" / "images" / "metal nut.png")
     means = runs.report({0: rows(0.5, "bottle", "cable"), 1: rows(0.6, "bottle", "cable")})
     assert means["bottle"]["image_AP"] == pytest.approx(0.55)
     assert means["mean"]["image_AP"] == pytest.approx(0.555)
@@ -79,7 +92,8 @@ def test_published_numbers_stand_beside_the_measured_ones(tmp_path: Path) -> Non
     assert "| mean | 55.50 ±5.0 |" in text
     assert "| MVTecAD, published | 99.7 | 99.9 | 99.2 | 98.5 | 71.0 | 69.7 | 94.9 |" in text
     assert "arXiv 2503.02424" in text
-    assert "![seed0/images/bottle.png](seed0/images/bottle.png)" in text
+    assert "one user measured 65.2" in text
+    assert "![seed0/images/metal nut.png](seed0/images/metal%20nut.png)" in text
     with (runs.folder / "report.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [(row["category"], row["seed"]) for row in table][:3] == [("bottle", "0"), ("cable", "0"), ("mean", "0")]
@@ -88,10 +102,11 @@ def test_published_numbers_stand_beside_the_measured_ones(tmp_path: Path) -> Non
 def test_metrics_that_have_no_value_are_left_out(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"brick": {"image_AUROC": None, "pixel_AP": 0.5}, "grass": {"image_AUROC": 0.8, "pixel_AP": None}}
 
-    def measured(_: Benchmark, __: benchmark.Run, folder: Path) -> None:
+    def measured(model: None, data: None, engine: None, folder: Path) -> None:
         (folder / "metrics.json").write_text(json.dumps({**found, "mean": {"image_AUROC": 0.8, "pixel_AP": 0.5}}))
 
-    monkeypatch.setattr(Benchmark, "_train_and_test", measured)
+    monkeypatch.setattr(Benchmark, "_build", lambda *_: (None, None, None))
+    monkeypatch.setattr(benchmark, "_train_and_test", measured)
     runs = make("multi_class", root, tmp_path)
     results = {run.seed: runs.result(run) for run in runs.runs((0,))}
     assert results == {0: {"brick": {"pixel_AP": 0.5}, "grass": {"image_AUROC": 0.8}}}
@@ -101,11 +116,26 @@ def test_metrics_that_have_no_value_are_left_out(root: Path, tmp_path: Path, mon
     assert "| mean | 80.00 | - | - | - | 50.00 | - | - |" in text
 
 
-def test_a_part_of_a_data_set_is_not_compared(tmp_path: Path) -> None:
-    runs = make("multi_class", tmp_path, tmp_path, categories=["bottle"])
+def test_a_part_of_a_data_set_is_not_compared(root: Path, tmp_path: Path) -> None:
+    few = make("multi_class", tmp_path, tmp_path, categories=["bottle"])
+    few.folder.mkdir()
+    few.report({0: rows(0.5, "bottle")})
+    text = (few.folder / "report.md").read_text()
+    assert "published" not in text
+    assert "Per cent; seed 0." in text
+    others = make("multi_class", root, tmp_path)  # all that is there, which is something else
+    others.report({0: rows(0.5, "brick", "grass")})
+    assert "published" not in (others.folder / "report.md").read_text()
+
+
+def test_data_sets_of_a_super_multi_class_model_are_compared_one_by_one(root: Path, tmp_path: Path) -> None:
+    sources = [Source("MVTecAD", str(tmp_path / "none"), name="mvtec"), Source("MVTecAD", str(root), name="own")]
+    runs = make("super_multi_class", root, tmp_path, sources=sources)
+    runs.setting = runs.title = "multi_class"  # nothing is published of the real one
     runs.folder.mkdir()
-    runs.report({0: rows(0.5, "bottle")})
-    assert "published" not in (runs.folder / "report.md").read_text()
+    runs.report({0: rows(0.5, *runs.tested)})
+    text = (runs.folder / "report.md").read_text()
+    assert text.count("| mvtec, published |") == 1
 
 
 def test_several_data_sets_have_means_of_their_own(root: Path, tmp_path: Path) -> None:
@@ -143,7 +173,17 @@ def test_a_benchmark_runs_once(
         assert list(json.loads((folder / "seed1" / category / "metrics.json").read_text())) == [category]
         with Image.open(folder / "seed1" / category / "images" / f"{category}.png") as sheet:
             assert sheet.height > 4 * 192  # two of the best and the worst, anomalous and normal
-    monkeypatch.setattr(Benchmark, "_train_and_test", lambda *_: pytest.fail("this run is done"))
+    monkeypatch.setattr(benchmark, "_train_and_test", lambda *_: pytest.fail("this run is done"))
     assert run().splitlines()[-5:] == shown.splitlines()[-5:]
-    with pytest.raises(SystemExit, match="holds a run with other arguments"):
+    with pytest.raises(SystemExit, match=r"with other arguments: model\.num_prototypes was None and is 3. Choose"):
         run("--model_args.num_prototypes", "3")
+    with pytest.raises(SystemExit, match="shots is for few_shot, not for single_class"):
+        run("--shots", "2")
+
+
+def test_arguments_that_do_not_fit_leave_nothing(root: Path, tmp_path: Path) -> None:
+    runs = Benchmark("multi_class", {"root": str(root)}, "InpFormer", 0, tmp_path, {"colour": "red"}, {})
+    (run,) = runs.runs([0])
+    with pytest.raises(ValueError, match="colour"):
+        runs.result(run)
+    assert not runs.folder.exists()

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -147,12 +148,11 @@ def test_all_faults_are_named_at_once(root: Path, own: Path) -> None:
     for image in (own / "gravel" / "test").rglob("*.png"):
         image.unlink()
     data = MultiCategory("MVTecAD", str(own), list(CATEGORIES), num_workers=0)
-    with pytest.raises(DataError, match=r"brick: Every image in test/<defect> needs its mask"):
-        data.prepare_data()
     shutil.rmtree(own / "gravel" / "ground_truth")
-    data = MultiCategory("MVTecAD", str(own), ["grass", "gravel"], num_workers=0)
-    with pytest.raises(DataError, match=r"grass: there are no images to train on") as caught:
+    data.prepare_data()
+    with pytest.raises(DataError, match=r"brick: Every image in test/<defect> needs its mask") as caught:
         data.setup()
+    assert "grass: there are no images to train on" in str(caught.value)
     assert "gravel: there are no anomalous images to test on" in str(caught.value)
 
 
@@ -160,10 +160,14 @@ def test_all_faults_are_named_at_once(root: Path, own: Path) -> None:
     ("arguments", "message"),
     [
         ({"shots": 0}, "shots must be a number of normal images"),
-        ({"shots": 100}, "shots=100 are more than the 8 normal images of brick"),
+        ({"shots": 100}, "shots=100 are more normal images than there are: 8 of brick, 8 of grass, 8 of gravel"),
         ({"sampling": "even"}, "sampling must be natural or balanced"),
         ({"categories": []}, "no categories of MVTecAD are asked for"),
-        ({"train_on": ["nut"]}, "train_on must name categories or sources, got nut; there are brick"),
+        ({"train_on": ["nut"]}, "train_on must name categories or sources, got nut\n- there are brick"),
+        ({"train_on": ["nut"], "test_on": ["bolt"]}, "got nut\n- test_on must .* got bolt\n- there are brick, grass"),
+        ({"sources": [Source("MVTecAD")], "categories": ["brick"]}, "belong to one source: name them in each"),
+        ({"source": "MVTec3D"}, "there is no image data module MVTec3D; anomalib has AutoVI, BMAD, BTech"),
+        ({"categories": ["nut"]}, "no category nut; there is brick, grass, gravel$"),
         ({"test_on": []}, "test_on must name categories or sources, got none"),
         ({"source": "Kolektor", "val_split_mode": "nonsense"}, "nonsense"),
         ({"source": "RealIAD", "val_split_ratio": 0.5, "categories": ["usb"]}, "RealIAD has no val_split_ratio"),
@@ -172,6 +176,22 @@ def test_all_faults_are_named_at_once(root: Path, own: Path) -> None:
 def test_what_makes_no_sense_is_refused(root: Path, arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ready(**{"source": "MVTecAD", "root": str(root), **arguments})
+
+
+def test_no_category_is_called_as_the_mean_is(own: Path) -> None:
+    (own / "brick").rename(own / "mean")
+    with pytest.raises(ValueError, match="a category cannot be called mean"):
+        MultiCategory("MVTecAD", str(own))
+
+
+def test_what_is_neither_there_nor_to_be_had(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(_: MVTecAD) -> None:
+        msg = "no network"
+        raise URLError(msg)
+
+    monkeypatch.setattr(MVTecAD, "prepare_data", offline)
+    with pytest.raises(DataError, match=f"bottle: it is not in {own}, and cannot be downloaded: no network"):
+        MultiCategory("MVTecAD", str(own), ["bottle"]).prepare_data()
 
 
 def test_a_data_set_that_is_one_category_needs_no_name() -> None:
