@@ -19,6 +19,7 @@ import torch
 from anomalib.engine import Engine
 from lightning import seed_everything
 from rich.console import Console
+from rich.text import Text
 
 import anomalib_inp
 from anomalib_inp import InpFormer, InpFormerPlusPlus, MultiCategory
@@ -258,10 +259,10 @@ def benchmark(
     console = Console()
     results: dict[int, Rows] = {}
     for run in runs.runs(seeds):
-        console.print(f"[bold]{runs.folder / run.name}")
+        console.print(Text(str(runs.folder / run.name), "bold"))
         results.setdefault(run.seed, {}).update(runs.result(run))
     console.print(metrics_table(runs.report(results)))
-    console.print(f"Report: {runs.folder / 'report.md'}")
+    console.print(Text(f"Report: {runs.folder / 'report.md'}"))
 
 
 def _made(kind: Callable[..., T], arguments: Mapping[str, Any]) -> T:

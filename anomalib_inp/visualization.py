@@ -274,6 +274,8 @@ def _item_truth(item: ImageItem | NumpyImageItem, crop_box: CropBox, size: tuple
     if item.mask_path and Path(item.mask_path).is_file():
         return np.asarray(read_mask(item.mask_path)) > 0
     gt_mask = _to_array(item.gt_mask)
+    if gt_mask is not None and not gt_mask.any() and item.gt_label and item.image_path and not item.mask_path:
+        return None  # an anomalous image without a mask has been given an empty one, beside others that have theirs
     # The pre-processor has cropped this one together with the image.
     return None if gt_mask is None else _place_mask(gt_mask, crop_box, size)
 

@@ -3,10 +3,10 @@
 
 """Looks at the data before hours are spent on it, and names the file where something is wrong."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from anomalib.data import MPDD, VAD, AnomalibDataset, ImageBatch, MVTecAD
+from anomalib.data import MPDD, VAD, AnomalibDataset, Folder, ImageBatch, MVTecAD
 from anomalib.data.datasets.image.mvtecad import IMG_EXTENSIONS
 from anomalib.data.utils import ValSplitMode
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -31,16 +31,25 @@ class DataError(ValueError):
 
 
 def check_masks(datamodule: LightningDataModule | None) -> None:
-    """Compare images and masks of a folder in the layout of MVTec AD, before anomalib pairs them by position.
+    """Compare images and masks of folders, before anomalib pairs them by position.
 
     Raises:
-        DataError: A mask has no image or an image has no mask.
+        DataError: In the layout of MVTec AD, a mask has no image or an image has no mask; in folders of any name, there
+            are more of one than of the other.
     """
+    if isinstance(datamodule, Folder):
+        _count_masks(datamodule)
     if not isinstance(datamodule, MVTecAD | MPDD | VAD):
         return  # others have folders of the same names with other things in them
     folder = Path(datamodule.root, datamodule.category)
     if not (folder / "test").is_dir():
         return
+    if ignored := [str(path) for path in image_files(folder) if path.suffix not in IMG_EXTENSIONS]:
+        kinds = ", ".join(sorted({Path(path).suffix for path in ignored}))
+        rank_zero_warn(
+            f"{type(datamodule).__name__} reads {' and '.join(IMG_EXTENSIONS)} alone: {len(ignored)} files ({kinds}) "
+            f"of {folder} are left out. Convert them, or name the folders of images to the data module Folder."
+        )
     faults = []
     for defect in sorted({path.name for part in ("test", "ground_truth") for path in (folder / part).glob("*")}):
         if defect == "good" or defect.startswith("."):
@@ -53,6 +62,22 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
         msg = (
             f"Every image in test/<defect> needs its mask in ground_truth/<defect>, NNN.png and NNN_mask.png: "
             f"{some_of(faults)}. Add what is missing or remove what is left over."
+        )
+        raise DataError(msg)
+
+
+def _count_masks(datamodule: Folder) -> None:
+    """Count the images and masks of a data module that names its folders."""
+
+    def found(names: str | Path | Sequence[str | Path] | None) -> list[Path]:
+        several = [] if names is None else [names] if isinstance(names, str | Path) else names
+        return [path for name in several for path in image_files(Path(datamodule.root or ".", name))]
+
+    images, masks = found(datamodule.abnormal_dir), found(datamodule.mask_dir)
+    if datamodule.mask_dir is not None and len(images) != len(masks):
+        msg = (
+            f"Every anomalous image needs one mask, but {datamodule.abnormal_dir} have {len(images)} images and "
+            f"{datamodule.mask_dir} have {len(masks)} masks, below {datamodule.root}."
         )
         raise DataError(msg)
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from torchvision.transforms.v2 import Transform
 
 from anomalib_inp.data.categories import MEAN
-from anomalib_inp.data.checks import DataError, check_masks
+from anomalib_inp.data.checks import DataError, check_masks, some_of
 from anomalib_inp.data.few_shot import FewShotViews
 from anomalib_inp.data.joined import JoinedDataset
 from anomalib_inp.data.source import Source
@@ -178,6 +178,13 @@ class MultiCategory(AnomalibDataModule):
             train = self._drawn(train, self.shots)
         self.train_data = JoinedDataset(train)
         self.test_data = JoinedDataset({category: module.test_data for category, module in self.tested.items()})
+        tested = self.test_data.samples
+        if (again := tested[tested.image_path.duplicated(keep=False)]).size:
+            msg = (
+                f"The same images are tested in several categories ({', '.join(sorted(set(again.category)))}), which "
+                f"an image tells by its file: {some_of(sorted(set(again.image_path)))}."
+            )
+            raise DataError(msg)
         validated = {name: module.val_data for name, module in self.tested.items() if hasattr(module, "val_data")}
         if validated:
             self.val_data = JoinedDataset(validated)

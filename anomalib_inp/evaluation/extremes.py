@@ -68,6 +68,7 @@ class ExtremeResults(InpVisualizer):
                     image_path=item.image_path,
                     mask_path=item.mask_path,
                     gt_mask=None if item.gt_mask is None else item.gt_mask.clone(),
+                    gt_label=item.gt_label,
                     pred_score=scores[index].clone(),
                     anomaly_map=maps[index].clone(),
                 )

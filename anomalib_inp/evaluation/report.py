@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from anomalib_inp.data.categories import MEAN
@@ -36,7 +37,7 @@ def metrics_table(rows: Rows) -> Table:
     for header in COLUMNS.values():
         table.add_column(header, justify="right")
     for name, values in rows.items():
-        table.add_row(name, *_cells(values))
+        table.add_row(escape(name), *_cells(values))
     return table
 
 

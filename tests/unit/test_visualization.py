@@ -302,6 +302,13 @@ class TestInpVisualizer:
         assert len(drawn) == 3, "nothing is known of the ground truth"
         assert drawn[2][0, 0].tolist() == image[0, 0].tolist(), "nothing is hatched"
 
+    def test_the_mask_that_a_batch_lends_an_anomalous_image_is_not_shown(
+        self, tmp_path: Path, dataset: tuple[list[str], list[str]]
+    ) -> None:
+        batch = make_batch((dataset[0], ["", dataset[1][0]]))
+        InpVisualizer().on_test_batch_end(fake_trainer(tmp_path), self.module, batch, batch, 0)
+        assert len(panels(Image.open(tmp_path / "results/images/test/bad/000.png"))) == 3
+
     def test_without_files_the_crop_itself_is_drawn(self, tmp_path: Path, dataset: tuple[list[str], list[str]]) -> None:
         batch = make_batch(dataset, image_path=None, mask_path=None)
         InpVisualizer().on_test_batch_end(fake_trainer(tmp_path), self.module, batch, batch, 3)

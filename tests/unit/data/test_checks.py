@@ -131,6 +131,28 @@ def test_normal_images_by_another_name_are_no_fault(tmp_path: Path) -> None:
     check_masks(Folder(name="01", root=tmp_path / "01", normal_dir="train/ok", abnormal_dir="test/ko"))
 
 
+def test_images_and_masks_of_named_folders_are_counted(tmp_path: Path) -> None:
+    for name in ("ok/000.png", "ko/000.png", "more/001.png", "masks/000.png"):
+        write(tmp_path / name)
+    named = {"normal_dir": "ok", "abnormal_dir": ["ko", "more"], "mask_dir": "masks"}
+    with pytest.raises(DataError, match=r"\['ko', 'more'\] have 2 images and masks have 1 masks, below"):
+        check_masks(Folder(name="part", root=tmp_path, **named))
+    write(tmp_path / "masks/001.png")
+    check_masks(Folder(name="part", root=tmp_path, **named))
+    # folders in full, and no masks at all
+    check_masks(Folder(name="part", normal_dir=tmp_path / "ok", abnormal_dir=tmp_path / "ko"))
+
+
+def test_images_that_anomalib_does_not_read_are_called_out(
+    datamodule: MVTecAD, root: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    check_masks(datamodule)
+    assert not recwarn
+    Image.new("RGB", (8, 8)).save(root / "part/train/good/100.jpg")
+    check_masks(datamodule)
+    assert "reads .png and .PNG alone: 1 files (.jpg) of" in str(recwarn[0].message)
+
+
 def test_no_data_module_is_no_fault() -> None:
     check_masks(None)
 

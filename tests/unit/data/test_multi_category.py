@@ -178,6 +178,12 @@ def test_what_makes_no_sense_is_refused(root: Path, arguments, message: str) -> 
         ready(**{"source": "MVTecAD", "root": str(root), **arguments})
 
 
+def test_an_image_is_of_one_category(root: Path) -> None:
+    same = [Source("MVTecAD", str(root), ["brick"], name=name) for name in ("one", "other")]
+    with pytest.raises(DataError, match=r"tested in several categories \(one/brick, other/brick\).*brick/test"):
+        ready(sources=same)
+
+
 def test_no_category_is_called_as_the_mean_is(own: Path) -> None:
     (own / "brick").rename(own / "mean")
     with pytest.raises(ValueError, match="a category cannot be called mean"):
