@@ -44,7 +44,8 @@ class MultiCategory(AnomalibDataModule):
         train_on: Categories or sources to train on; by default all.
         test_on: Categories or sources to test and validate on; by default all.
         shots: Train on so many normal images per category, each as 22 views (few-shot); by default on all images.
-        sampling: ``natural`` shows every image once an epoch, ``balanced`` every category equally often.
+        sampling: ``natural`` shows every image once an epoch, ``balanced`` draws from every category
+            with equal chance.
         train_batch_size: Images in a batch of the training; an incomplete last one is dropped.
         eval_batch_size: Images in a batch of tests and validations.
         num_workers: Processes that read images.

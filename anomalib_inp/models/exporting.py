@@ -9,7 +9,7 @@ from typing import Any
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType, ExportType
 from anomalib.models.components.base.export_mixin import ExportMixin
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torchmetrics import Metric
 
 from anomalib_inp import deploy, quantization
@@ -34,7 +34,7 @@ class InpExport(ExportMixin):
 
     def to_onnx(self, export_root: Path | str, model_file_name: str = "model", *args: Any, **kwargs: Any) -> Path:
         """Export to one ONNX file that carries our metadata; arguments as in anomalib."""
-        self._warn_without_thresholds()
+        self._say_what_is_exported()
         options = {"opset_version": deploy.OPSET, "external_data": False, "verbose": False, **kwargs}
         path = super().to_onnx(export_root, model_file_name, *args, **options)
         deploy.annotate_onnx(path, deploy.Metadata.of(self))
@@ -66,7 +66,7 @@ class InpExport(ExportMixin):
         # First what may be missing, then what takes time.
         images = quantization.calibration_images(datamodule) if calibrated else []
         items = quantization.validation_items(datamodule) if compression_type == CompressionType.INT8_ACQ else []
-        self._warn_without_thresholds()
+        self._say_what_is_exported()
         model = deploy.to_openvino(self, input_size, **(ov_kwargs or {}))
         if compression_type == CompressionType.INT8_PTQ:
             model = quantization.quantize(model, images)
@@ -78,7 +78,12 @@ class InpExport(ExportMixin):
         folder = Path(export_root) / "weights" / ExportType.OPENVINO.value
         return deploy.save_openvino(model, folder / f"{model_file_name}.xml", half=compression_type is not None)
 
-    def _warn_without_thresholds(self) -> None:
+    def _say_what_is_exported(self) -> None:
+        category = getattr(self.post_processor, "category", None)
+        rank_zero_info(
+            f"Exporting the map {self.model.map}, read by the thresholds of {category or 'no category in particular'}. "
+            "Both are those of the checkpoint."
+        )
         if self.post_processor is not None and self.post_processor.image_threshold.isnan():
             rank_zero_warn(
                 "The model has no thresholds: the export gives raw scores, and labels and masks are always normal. "
