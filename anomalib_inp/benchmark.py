@@ -102,6 +102,9 @@ class Benchmark:
         }
         own_model = settings.get(setting, {})
         own = {**own_data, **own_model}
+        if "seed" in data:
+            msg = "Every run has a seed of its own: leave seed out of the arguments of the data, and give seeds."
+            raise ValueError(msg)
         if taken := [name for name in own if name in model_args or data.get(name) is not None]:
             msg = f"{setting} says {', '.join(f'{name}={own[name]}' for name in taken)} itself: leave it out."
             raise ValueError(msg)

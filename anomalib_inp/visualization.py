@@ -40,6 +40,7 @@ def draw_result(
     crop_box: CropBox = WHOLE_IMAGE,
     score: float | None = None,
     anomalous: bool | None = None,
+    name: str = "",
     vmin: float = 0.0,
     vmax: float = 1.0,
     height: int = 256,
@@ -57,6 +58,7 @@ def draw_result(
         crop_box: The part of the image that map and predicted mask cover.
         score: The image's score, written above the panels.
         anomalous: The verdict, written above the panels.
+        name: What the image is called, written beside the verdict.
         vmin: Map value that is drawn as nothing found; only maps that are not normalised need another than 0.
         vmax: Map value that is drawn as hottest; only maps that are not normalised need another than 1.
         height: Height of a panel in pixels. Images wider than 3:1 get lower panels, so that the strip stays readable.
@@ -67,9 +69,9 @@ def draw_result(
     Raises:
         ValueError: A map or mask is not 2-D, the crop box is not inside the image, or a range or size is empty.
     """
-    for name, plane in {"anomaly_map": anomaly_map, "pred_mask": pred_mask, "gt_mask": gt_mask}.items():
+    for field, plane in {"anomaly_map": anomaly_map, "pred_mask": pred_mask, "gt_mask": gt_mask}.items():
         if plane is not None and (plane.ndim != 2 or plane.size == 0):
-            msg = f"{name} must have the shape (height, width), got {plane.shape}. Pass one image at a time."
+            msg = f"{field} must have the shape (height, width), got {plane.shape}. Pass one image at a time."
             raise ValueError(msg)
     if not (0 <= crop_box.left < crop_box.right <= 1 and 0 <= crop_box.top < crop_box.bottom <= 1):
         msg = f"crop_box must hold fractions of the image with left < right and top < bottom, got {crop_box}."
@@ -99,7 +101,7 @@ def draw_result(
     verdict = None if anomalous is None else "anomalous" if anomalous else "normal"
     headline = " - ".join(part for part in (None if score is None else f"score {score:.2f}", verdict) if part)
     colour = _INK if anomalous is None else _FOUND if anomalous else _FINE
-    note = "" if crop_box == WHOLE_IMAGE else "hatched: not inspected"
+    note = ", ".join(part for part in (name, "" if crop_box == WHOLE_IMAGE else "hatched: not inspected") if part)
     return _lay_out(panels, headline, colour, note, (vmin, vmax), height)
 
 
@@ -237,7 +239,12 @@ class InpVisualizer(ImageVisualizer):
         return self._categories if self._categories is not None and self._categories.known(batch) else None
 
     def _draw(
-        self, item: ImageItem | NumpyImageItem, crop_box: CropBox, vmin: float = 0.0, vmax: float = 1.0
+        self,
+        item: ImageItem | NumpyImageItem,
+        crop_box: CropBox,
+        name: str = "",
+        vmin: float = 0.0,
+        vmax: float = 1.0,
     ) -> Image.Image | None:
         anomaly_map, pred_mask = _to_array(item.anomaly_map), _to_array(item.pred_mask)
         if anomaly_map is None:
@@ -251,6 +258,7 @@ class InpVisualizer(ImageVisualizer):
             crop_box=crop_box,
             score=None if item.pred_score is None else float(item.pred_score),
             anomalous=None if item.pred_label is None else bool(item.pred_label),
+            name=name,
             vmin=vmin,
             vmax=vmax,
             height=self.panel_height,

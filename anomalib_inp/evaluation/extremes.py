@@ -90,7 +90,16 @@ class ExtremeResults(InpVisualizer):
         low, high = min(map_.min().item() for map_ in maps), max(map_.max().item() for map_ in maps)
         parts = []
         for kind, shown in kinds.items():
-            drawn = [self._draw(one.item, crop_box, low, max(high, low + 1e-6)) for one in shown]
+            drawn = [
+                self._draw(
+                    one.item,
+                    crop_box,
+                    name="/".join(Path(one.item.image_path or "").parts[-2:]),
+                    vmin=low,
+                    vmax=max(high, low + 1e-6),
+                )
+                for one in shown
+            ]
             if pictures := [picture for picture in drawn if picture is not None]:
                 parts.append(gallery(pictures, title=kind))
         return gallery(parts, columns=2)

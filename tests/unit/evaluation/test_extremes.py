@@ -38,12 +38,12 @@ def batches(tmp_path: Path) -> list[ImageBatch]:
 def test_the_best_and_the_worst_are_drawn_on_one_scale(
     batches: list[ImageBatch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[tuple[float, tuple[float, float]]] = []
+    drawn: list[tuple[float, str, tuple[float, float]]] = []
     draw = extremes.InpVisualizer._draw
 
-    def watched(self, item, crop_box, vmin, vmax):
-        drawn.append((round(float(item.pred_score), 2), (round(vmin, 2), round(vmax, 2))))
-        return draw(self, item, crop_box, vmin, vmax)
+    def watched(self, item, crop_box, name, vmin, vmax):
+        drawn.append((round(float(item.pred_score), 2), name, (round(vmin, 2), round(vmax, 2))))
+        return draw(self, item, crop_box, name, vmin, vmax)
 
     monkeypatch.setattr(extremes.InpVisualizer, "_draw", watched)
     sheets = ExtremeResults(tmp_path / "sheets")
@@ -57,8 +57,9 @@ def test_the_best_and_the_worst_are_drawn_on_one_scale(
     sheets.on_test_end(trainer, model)
 
     by_hand = [0.2, 0.4, 0.9, 0.7, 0.5, 0.3, 0.1, 0.2]  # missed, found, false alarms, quiet
-    assert [score for score, _ in drawn] == by_hand
-    assert {scale for _, scale in drawn} == {(0.1, 0.9)}
+    assert [score for score, _, _ in drawn] == by_hand
+    assert [name for _, name, _ in drawn][:3] == [f"{tmp_path.name}/{file}" for file in ("13.png", "10.png", "11.png")]
+    assert {scale for _, _, scale in drawn} == {(0.1, 0.9)}
     with Image.open(tmp_path / "sheets" / "images.png") as sheet:
         assert sheet.height > 4 * 192
 
