@@ -66,8 +66,19 @@ TRAININGS = {
         {"++ with head and 5 labelled anomalies": "fused"},
         (1,),
     ),
-    "short": Training(InpFormer, {"recipe": "short"}, {"InpFormer, short recipe": "reconstruction"}, (1,)),
+    "short": Training(InpFormer, {"recipe": "short"}, {"InpFormer, short recipe": "reconstruction"}),
     "published": Training(InpFormer, {}, {"InpFormer, published recipe": "reconstruction"}, (1,)),
+}
+RECIPES = {
+    "learning rate 3e-5": {"learning_rate": 3e-5, "final_learning_rate": 3e-6},
+    "warm-up of 20 steps": {"warmup_steps": 20},
+    "mining power 1": {"mining_power": 1.0},
+    "weight of coherence 1": {"coherence_weight": 1.0},
+}
+"""What the short recipe was chosen among: it, but for one thing."""
+TRAININGS |= {
+    name: Training(InpFormer, {"recipe": "short", **change}, {name: "reconstruction"}, (1,))
+    for name, change in RECIPES.items()
 }
 ROWS = (
     "nearest patch, no training",
@@ -175,6 +186,25 @@ def table(results: dict[str, dict[str, Metrics]]) -> str:
     return pages.table(["category", "", "seeds", *COLUMNS.values()], lines, align="  rrrrrrrr")
 
 
+def recipes(results: dict[str, dict[str, Metrics]]) -> str:
+    """Write the results of the recipes of InpFormer as Markdown, first seed."""
+    names = {"published": "InpFormer, published recipe", "short": "InpFormer, short recipe"} | {
+        name: name for name in RECIPES
+    }
+    lines = []
+    for name, row in names.items():
+        found = [results.get(f"{name}/{category}/1", {}).get(row) for category in CATEGORIES]
+        known = [metrics for metrics in found if metrics is not None]
+        means = [{key: mean(metrics[key] for metrics in known) for key in COLUMNS}] if all(found) else []
+        shown = [_three(metrics) if metrics else "-" for metrics in [*found, *(means or [None])]]
+        lines.append([name if name in RECIPES else f"**{name}**", *shown])
+    return pages.table(["recipe", *CATEGORIES, "mean"], lines)
+
+
+def _three(metrics: Metrics) -> str:
+    return " / ".join(f"{100 * metrics[key]:.1f}" for key in ("image_AUROC", "pixel_AP", "pixel_AUPRO"))
+
+
 def _line(category: str, row: str, seeds: list[Metrics]) -> list[str]:
     cells = [mean_of_seeds([metrics[name] for metrics in seeds]) for name in COLUMNS]
     return [category, row, str(len(seeds)), *cells]
@@ -196,6 +226,7 @@ def main() -> None:
         results.get(f"{name}/{category}/{seed}", partial(train_and_test, name, arguments.data, category, seed))
         note = f"Per cent; mean over the seeds, ± half the range. {pages.machine()}, bfloat16."
         pages.replace(arguments.out, "plus-plus", f"{table(results.values)}\n\n{note}")
+        pages.replace(arguments.out.with_name("inp_former_plus_plus.md"), "recipes", recipes(results.values))
 
 
 if __name__ == "__main__":
