@@ -80,10 +80,8 @@ class InpExport(ExportMixin):
 
     def _say_what_is_exported(self) -> None:
         category = getattr(self.post_processor, "category", None)
-        rank_zero_info(
-            f"Exporting the map {self.model.map}, read by the thresholds of {category or 'no category in particular'}. "
-            "Both are those of the checkpoint."
-        )
+        whose = f"the thresholds of {category}" if category else "the common thresholds"
+        rank_zero_info(f"Exporting the map {self.model.map}, read by {whose}.")
         if self.post_processor is not None and self.post_processor.image_threshold.isnan():
             rank_zero_warn(
                 "The model has no thresholds: the export gives raw scores, and labels and masks are always normal. "

@@ -394,6 +394,7 @@ def test_an_export_knows_the_thresholds_of_the_categories(
     expected: dict[str, ImageBatch],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     post = model.post_processor
     (image, image_span), (pixel, pixel_span) = (
@@ -406,7 +407,9 @@ def test_an_export_knows_the_thresholds_of_the_categories(
     monkeypatch.setattr(post, "ranges", ranges)
     monkeypatch.setattr(post, "enable_normalization", normalized)
     monkeypatch.setattr(post, "pixel_sensitivity", 0.6)
-    path = model.to_openvino(tmp_path)
+    with caplog.at_level("INFO"):
+        path = model.to_openvino(tmp_path)
+    assert f"Exporting the map {model.model.map}, read by the common thresholds" in caplog.text
     for category in ranges:
         monkeypatch.setattr(post, "category", category)
         exported = ExportedModel(path, category=category)
