@@ -60,6 +60,7 @@ TRAININGS = {
     "plus_plus": Training(
         InpFormerPlusPlus, {"recipe": "short"}, {"++ losses only": "reconstruction", "++ with head": "fused"}
     ),
+    "plus_plus_published": Training(InpFormerPlusPlus, {}, {"++ with head, published recipe": "fused"}, (1,)),
     "labelled": Training(
         InpFormerPlusPlus,
         {"recipe": "short", "labelled_anomalies": LABELLED},
@@ -86,6 +87,7 @@ ROWS = (
     "InpFormer, short recipe",
     "++ losses only",
     "++ with head",
+    "++ with head, published recipe",
     "++ with head and 5 labelled anomalies",
 )
 
