@@ -44,8 +44,8 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     folder = Path(datamodule.root, datamodule.category)
     if not (folder / "test").is_dir():
         return
-    if ignored := [str(path) for path in image_files(folder) if path.suffix not in IMG_EXTENSIONS]:
-        kinds = ", ".join(sorted({Path(path).suffix for path in ignored}))
+    if ignored := [path for path in image_files(folder) if path.suffix not in IMG_EXTENSIONS]:
+        kinds = ", ".join(sorted({path.suffix for path in ignored}))
         rank_zero_warn(
             f"{type(datamodule).__name__} reads {' and '.join(IMG_EXTENSIONS)} alone: {len(ignored)} files ({kinds}) "
             f"of {folder} are left out. Convert them, or name the folders of images to the data module Folder."

