@@ -69,13 +69,14 @@ class Benchmark:
         setting: The setting.
         data: Arguments of ``MultiCategory``.
         model: ``InpFormer`` or ``InpFormerPlusPlus``.
-        count: Shots or labelled anomalies per category, in the settings that have them.
         output: Folder for the results of all benchmarks.
         model_args: Arguments of the model.
         trainer_args: Arguments of the trainer.
+        shots: Normal images per category, in few-shot alone; ``None`` stands for 4.
+        labelled_anomalies: Labelled anomalies per category, in semi-supervised alone; ``None`` stands for 5.
 
     Raises:
-        ValueError: The setting makes no sense with the model or the data.
+        ValueError: The setting makes no sense with the other arguments.
     """
 
     def __init__(
@@ -83,11 +84,17 @@ class Benchmark:
         setting: Setting,
         data: Mapping[str, Any],
         model: Literal["InpFormer", "InpFormerPlusPlus"],
-        count: int,
         output: Path,
         model_args: Mapping[str, Any],
         trainer_args: Mapping[str, Any],
+        shots: int | None = None,
+        labelled_anomalies: int | None = None,
     ) -> None:
+        counts = {"few_shot": ("shots", shots, 4), "semi_supervised": ("labelled_anomalies", labelled_anomalies, 5)}
+        for owner, (name, given, _) in counts.items():
+            if given is not None and setting != owner:
+                msg = f"{name} is for {owner}, not for {setting}."
+                raise ValueError(msg)
         if setting == "semi_supervised" and model == "InpFormer":
             msg = "semi_supervised needs a segmentation head to teach: --model InpFormerPlusPlus."
             raise ValueError(msg)
@@ -95,6 +102,8 @@ class Benchmark:
             msg = "super_multi_class needs several data sets: --sources."
             raise ValueError(msg)
         # What makes the setting: arguments of the data and of the model.
+        _, given, usual = counts.get(setting, ("", None, 0))
+        count = usual if given is None else given
         own_data: dict[str, Any] = {"few_shot": {"shots": count}}.get(setting, {})
         settings: dict[str, dict[str, Any]] = {
             "zero_shot": {"map": "prototype_distance"},
@@ -113,7 +122,7 @@ class Benchmark:
         self.data = {**data, **own_data}
         self.model_args = {**PROTOCOL, **model_args, **own_model}
         self.trainer_args = dict(trainer_args)
-        self.title = f"{setting}_{count}" if setting in {"few_shot", "semi_supervised"} else str(setting)
+        self.title = f"{setting}_{count}" if setting in counts else str(setting)
         self.folder = output / f"{self.title}-{model}"
         modules = _made(MultiCategory, self.data)
         self.tested = list(modules.tested)
@@ -248,17 +257,18 @@ def benchmark(
     data: Mapping[str, Any],
     model: Literal["InpFormer", "InpFormerPlusPlus"],
     seeds: Sequence[int],
-    count: int,
     output: Path,
     model_args: Mapping[str, Any],
     trainer_args: Mapping[str, Any],
+    shots: int | None,
+    labelled_anomalies: int | None,
 ) -> None:
     """Run a benchmark and report it; see ``anomalib-inp benchmark --help`` and :class:`Benchmark`.
 
     Raises:
         ValueError: Arguments that do not fit, or results of other arguments in the output.
     """
-    runs = Benchmark(setting, data, model, count, output, model_args, trainer_args)
+    runs = Benchmark(setting, data, model, output, model_args, trainer_args, shots, labelled_anomalies)
     console = Console()
     results: dict[int, Rows] = {}
     for run in runs.runs(seeds):

@@ -165,12 +165,6 @@ def benchmark(
     """
     from anomalib_inp import benchmark
 
-    counts = {"few_shot": ("shots", shots, 4), "semi_supervised": ("labelled_anomalies", labelled_anomalies, 5)}
-    for owner, (name, given, _) in counts.items():
-        if given is not None and setting != owner:
-            msg = f"{name} is for {owner}, not for {setting}."
-            raise ValueError(msg)
-    _, given, default = counts.get(setting, ("", 0, 0))
     benchmark.benchmark(
         setting,
         {
@@ -184,10 +178,11 @@ def benchmark(
         },
         model,
         seeds,
-        default if given is None else given,
         output,
         model_args or {},
         trainer_args or {},
+        shots,
+        labelled_anomalies,
     )
 
 

@@ -107,6 +107,13 @@ def graph_of(model: "AnomalibModule") -> nn.Module:
     return nn.Sequential(*(part for part in (model.pre_processor, model.model, model.post_processor) if part)).eval()
 
 
+class _WithoutNone(nn.Module):
+    """Leaves out labels and masks that no post-processor has set: a trace takes tensors alone."""
+
+    def forward(self, outputs: InferenceBatch) -> tuple[torch.Tensor, ...]:
+        return tuple(value for value in outputs if value is not None)
+
+
 def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = None, **kwargs: Any) -> "openvino.Model":
     """Convert a model to OpenVINO, straight from PyTorch: OpenVINO's ONNX reader ignores antialiasing.
 
@@ -131,7 +138,8 @@ def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = No
     shape = [-1, 3, *(input_size or (-1, -1))]
     with _quiet(), torch.no_grad():
         names = [name for name, value in graph.cpu()(example)._asdict().items() if value is not None]
-        converted = openvino.convert_model(graph, example_input=example, input=[("input", shape)], **kwargs)
+        traced = nn.Sequential(graph, _WithoutNone())
+        converted = openvino.convert_model(traced, example_input=example, input=[("input", shape)], **kwargs)
     graph.to(device)
     converted.inputs[0].get_tensor().set_names({"input"})
     for output, name in zip(converted.outputs, names, strict=True):

@@ -79,10 +79,13 @@ class InpExport(ExportMixin):
         return deploy.save_openvino(model, folder / f"{model_file_name}.xml", half=compression_type is not None)
 
     def _say_what_is_exported(self) -> None:
-        category = getattr(self.post_processor, "category", None)
+        if self.post_processor is None:
+            rank_zero_info(f"Exporting the map {self.model.map}, raw: the model has no post-processor.")
+            return
+        category = getattr(self.post_processor, "category", None)  # anomalib's own has none
         whose = f"the thresholds of {category}" if category else "the common thresholds"
         rank_zero_info(f"Exporting the map {self.model.map}, read by {whose}.")
-        if self.post_processor is not None and self.post_processor.image_threshold.isnan():
+        if self.post_processor.image_threshold.isnan():
             rank_zero_warn(
                 "The model has no thresholds: the export gives raw scores, and labels and masks are always normal. "
                 "Set them by hand: anomalib-inp threshold CHECKPOINT, or model.post_processor.set_thresholds."

@@ -49,20 +49,20 @@ class Row(NamedTuple):
     name: str
     setting: Any
     model: Any = "InpFormer"
-    count: int = 0
+    count: dict[str, int] = {}
     seeds: tuple[int, ...] = (1,)
 
 
 ROWS = (
     Row("zero-shot, one category left out", "zero_shot"),
-    Row("1-shot", "few_shot", count=1, seeds=(1, 2)),
-    Row("2-shot", "few_shot", count=2, seeds=(1, 2)),
-    Row("4-shot", "few_shot", count=4, seeds=(1, 2)),
-    Row("4-shot", "few_shot", "InpFormerPlusPlus", 4),
+    Row("1-shot", "few_shot", count={"shots": 1}, seeds=(1, 2)),
+    Row("2-shot", "few_shot", count={"shots": 2}, seeds=(1, 2)),
+    Row("4-shot", "few_shot", count={"shots": 4}, seeds=(1, 2)),
+    Row("4-shot", "few_shot", "InpFormerPlusPlus", {"shots": 4}),
     Row("multi-class", "multi_class"),
     Row("multi-class", "multi_class", "InpFormerPlusPlus"),
     Row("single-class", "single_class"),
-    Row("semi-supervised, 5", "semi_supervised", "InpFormerPlusPlus", 5),
+    Row("semi-supervised, 5", "semi_supervised", "InpFormerPlusPlus", {"labelled_anomalies": 5}),
 )
 
 
@@ -73,7 +73,8 @@ def benchmark_of(row: Row, data: Path, output: Path) -> Benchmark:
         sources.append(Source("Folder", str(data), ["bottle"], BOTTLE))
     images = {"sources": sources, "train_batch_size": 8, "eval_batch_size": 8, "num_workers": 0}
     steps = ONE if row.setting == "single_class" else SEVERAL
-    return Benchmark(row.setting, images, row.model, row.count, output, MODEL, {**TRAINER, "max_steps": steps})
+    trainer = {**TRAINER, "max_steps": steps}
+    return Benchmark(row.setting, images, row.model, output, MODEL, trainer, **row.count)
 
 
 def measure(benchmark: Benchmark, run: Run) -> Rows:
@@ -125,9 +126,9 @@ def _key(row: Row, run: Run) -> str:
 
 
 def _command(row: Row) -> str:
-    extra = {"few_shot": f" --shots {row.count}", "semi_supervised": f" --labelled_anomalies {row.count}"}
     model = "" if row.model == "InpFormer" else f" --model {row.model}"
-    return f"{row.setting}{model}{extra.get(row.setting, '')} --seeds '{list(row.seeds)}'"
+    count = "".join(f" --{name} {number}" for name, number in row.count.items())
+    return f"{row.setting}{model}{count} --seeds '{list(row.seeds)}'"
 
 
 if __name__ == "__main__":

@@ -472,6 +472,27 @@ def test_without_thresholds_an_export_warns_and_gives_raw_scores(
         deploy.set_thresholds(path, image=0.5)
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_without_a_post_processor_an_export_gives_scores_and_maps(
+    kind: str, tiny_encoder_file: Path, images: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build(InpFormer, tiny_encoder_file, image_size=64, post_processor=False)
+    with caplog.at_level("INFO"):
+        path = getattr(model, f"to_{kind}")(tmp_path)
+    assert "raw: the model has no post-processor" in caplog.text
+    exported = ExportedModel(path)
+    assert not exported.metadata.normalized
+    assert np.isnan([exported.metadata.image_threshold, exported.metadata.pixel_threshold]).all()
+    pixels = read_image(images["large.png"], as_tensor=True)[None]
+    with torch.no_grad():
+        expected = model.eval()(pixels)
+    results = exported(pixels.numpy())
+    np.testing.assert_allclose(results.pred_score, expected.pred_score.numpy(), atol=TOLERANCE[kind], rtol=0)
+    np.testing.assert_allclose(results.anomaly_map, expected.anomaly_map.numpy(), atol=TOLERANCE[kind], rtol=0)
+    assert results.pred_label is None
+    assert results.pred_mask is None
+
+
 def test_a_raw_export_has_the_labels_of_a_normalised_one(
     model: InpFormer,
     images: dict[str, Path],

@@ -24,9 +24,16 @@ def root(write_small_sample: Callable[..., Path], tmp_path_factory: pytest.TempP
     return write_small_sample(tmp_path_factory.mktemp("benchmark"), categories=("brick", "grass"))
 
 
-def make(setting: str, root: Path, output: Path, model: str = "InpFormer", count: int = 0, **data: Any) -> Benchmark:
+def make(
+    setting: str,
+    root: Path,
+    output: Path,
+    model: str = "InpFormer",
+    count: dict[str, int] | None = None,
+    **data: Any,
+) -> Benchmark:
     data = {"source": "MVTecAD", "root": str(root), "categories": "all", "num_workers": 0, **data}
-    return Benchmark(setting, data, model, count, output, {}, {})
+    return Benchmark(setting, data, model, output, {}, {}, **(count or {}))
 
 
 def names(runs: Benchmark, *seeds: int) -> list[tuple[str, list[str] | None, list[str] | None]]:
@@ -46,10 +53,11 @@ def test_what_each_setting_trains(root: Path, tmp_path: Path) -> None:
     elsewhere = make("zero_shot", root, tmp_path, train_on=["brick"], test_on=["grass"])
     assert names(elsewhere) == [("seed0", None, None)]
     assert elsewhere.model_args["map"] == "prototype_distance"
-    few = make("few_shot", root, tmp_path, count=2)
+    assert make("few_shot", root, tmp_path).data["shots"] == 4
+    few = make("few_shot", root, tmp_path, count={"shots": 2})
     assert few.data["shots"] == 2
     assert few.folder.name == "few_shot_2-InpFormer"
-    semi = make("semi_supervised", root, tmp_path, "InpFormerPlusPlus", count=3)
+    semi = make("semi_supervised", root, tmp_path, "InpFormerPlusPlus", {"labelled_anomalies": 3})
     assert semi.model_args["labelled_anomalies"] == 3
     assert [run.model for run in semi.runs((0, 1))] == [{"labelled_seed": 0}, {"labelled_seed": 1}]
     assert few.model_args == {"image_size": 448, "crop_size": 392}  # the paper's protocol
@@ -57,7 +65,7 @@ def test_what_each_setting_trains(root: Path, tmp_path: Path) -> None:
 
 def test_settings_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a segmentation head to teach: --model InpFormerPlusPlus"):
-        make("semi_supervised", root, tmp_path, count=3)
+        make("semi_supervised", root, tmp_path)
     with pytest.raises(ValueError, match="needs several data sets: --sources"):
         make("super_multi_class", root, tmp_path)
     with pytest.raises(ValueError, match=r"needs two at least, got \['brick'\]"):
@@ -66,8 +74,12 @@ def test_settings_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> 
         make("zero_shot", root, tmp_path, train_on=["brick", "grass"], test_on=["grass"])
     with pytest.raises(ValueError, match="single_class trains on each category that it tests on"):
         make("single_class", root, tmp_path, train_on=["brick"], test_on=["grass"])
+    with pytest.raises(ValueError, match="shots is for few_shot, not for multi_class"):
+        make("multi_class", root, tmp_path, count={"shots": 2})
+    with pytest.raises(ValueError, match="labelled_anomalies is for semi_supervised, not for few_shot"):
+        make("few_shot", root, tmp_path, count={"shots": 2, "labelled_anomalies": 3})
     with pytest.raises(ValueError, match="few_shot says shots=2 itself"):
-        make("few_shot", root, tmp_path, count=2, shots=4)
+        make("few_shot", root, tmp_path, count={"shots": 2}, shots=4)
     with pytest.raises(ValueError, match="unexpected keyword argument 'colour'"):
         make("multi_class", root, tmp_path, colour="red")
     for seeds in ([], [0, -1]):
@@ -182,7 +194,7 @@ def test_a_benchmark_runs_once(
 
 
 def test_arguments_that_do_not_fit_leave_nothing(root: Path, tmp_path: Path) -> None:
-    runs = Benchmark("multi_class", {"root": str(root)}, "InpFormer", 0, tmp_path, {"colour": "red"}, {})
+    runs = Benchmark("multi_class", {"root": str(root)}, "InpFormer", tmp_path, {"colour": "red"}, {})
     (run,) = runs.runs([0])
     with pytest.raises(ValueError, match="colour"):
         runs.result(run)

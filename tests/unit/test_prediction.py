@@ -334,10 +334,3 @@ def test_labels_and_masks_are_those_of_the_layout(test_folder: Path) -> None:
         assert item.mask == (mask if item.anomalous else None)
     # Below a folder that has no normal images, nothing is known.
     assert {(item.anomalous, item.mask) for item in find_images(test_folder / "dent")} == {(None, None)}
-
-
-def test_a_model_without_post_processor_has_no_thresholds(tiny_encoder_file: Path) -> None:
-    arguments = {"encoder": "test_vit", "encoder_weights": str(tiny_encoder_file), "image_size": 64}
-    metadata = Metadata.of(InpFormer(**arguments, post_processor=False))
-    assert not metadata.normalized
-    assert np.isnan([metadata.image_threshold, metadata.pixel_threshold]).all()
