@@ -202,13 +202,13 @@ class MultiCategory(AnomalibDataModule):
         """Leave the validation images as the data modules of the categories have split them."""
 
     def _drawn(self, train: dict[str, AnomalibDataset], shots: int) -> dict[str, AnomalibDataset]:
-        """Draw the few images of each category."""
+        """Draw the few images of each category; fewer shots are among more, so that their numbers compare."""
         if few := [f"{len(images)} of {category}" for category, images in train.items() if len(images) < shots]:
             msg = f"shots={shots} are more normal images than there are: {', '.join(few)}."
             raise DataError(msg)
         drawn = {}
         for category, images in train.items():
-            rows = np.random.default_rng(self.seed).choice(len(images), shots, replace=False)
+            rows = np.random.default_rng(self.seed).permutation(len(images))[:shots]
             drawn[category] = images.subsample(sorted(rows.tolist()))
             rank_zero_info(f"{shots} of {category}: {', '.join(drawn[category].samples.image_path)}")
         return drawn

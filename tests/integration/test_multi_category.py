@@ -160,6 +160,20 @@ def test_few_shot_trains_on_the_views(data, model, tmp_path: Path) -> None:
     assert sum(found) >= NUM_VIEWS - 2  # an incomplete batch is dropped
 
 
+def test_few_shots_are_drawn_by_seed_and_fewer_are_among_more(data) -> None:
+    def drawn(shots: int, seed: int) -> dict[str, set[str]]:
+        images = data(shots=shots, seed=seed, val_split_mode="none")
+        images.setup()
+        samples = images.train_data.samples
+        return {name: set(rows.image_path) for name, rows in samples.groupby("category")}
+
+    for seed in range(4):
+        one, two, four = (drawn(shots, seed) for shots in (1, 2, 4))
+        assert [len(paths) for shots in (one, two, four) for paths in shots.values()] == [1] * 3 + [2] * 3 + [4] * 3
+        assert all(one[name] < two[name] < four[name] for name in one)
+    assert len({str(sorted(drawn(1, seed).items())) for seed in range(4)}) > 1
+
+
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_views_are_cached_as_features(store: str, data, model, tmp_path: Path) -> None:
     def losses(**kwargs: Any) -> list[float]:
