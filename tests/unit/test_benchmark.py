@@ -5,17 +5,21 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import anomalib.data
 import pytest
 from PIL import Image
 
 from anomalib_inp import benchmark, cli
 from anomalib_inp.benchmark import Benchmark
 from anomalib_inp.data import Source
+from anomalib_inp.data.multi_category import categories_of
 from anomalib_inp.evaluation.metrics import COLUMNS
 
 
@@ -109,6 +113,19 @@ def test_published_numbers_stand_beside_the_measured_ones(tmp_path: Path) -> Non
     with (runs.folder / "report.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [(row["category"], row["seed"]) for row in table][:3] == [("bottle", "0"), ("cable", "0"), ("mean", "0")]
+
+
+def test_published_numbers_belong_to_what_can_be_run() -> None:
+    text = files("anomalib_inp.evaluation").joinpath("published.json").read_text(encoding="utf-8")
+    settings = set(get_args(benchmark.Setting)) | {f"few_shot_{shots}" for shots in (1, 2, 4)}
+    for model, by_setting in json.loads(text).items():
+        assert model in benchmark.MODELS
+        assert by_setting.keys() <= settings - {"few_shot"}
+        for source, numbers in (known for by_source in by_setting.values() for known in by_source.items()):
+            assert categories_of(getattr(anomalib.data, source))
+            assert len(numbers["values"]) == len(COLUMNS)
+            assert all(value is None or 30 < value < 100 for value in numbers["values"])
+            assert re.search(r"arXiv \d{4}\.\d{5}", numbers["source"])
 
 
 def test_metrics_that_have_no_value_are_left_out(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
