@@ -113,12 +113,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=pages.DOCS / "benchmarks.md", help="page that holds the table")
     arguments = parser.parse_args()
     results = pages.Results(RESULTS)
-    versions = f"{pages.machine()}, bfloat16."
+    spread = "mean over the three categories with masks and the seeds, ± half the range of these"
+    note = f"Per cent; {spread}. {pages.machine()}, bfloat16."
     for row in ROWS:
         benchmark = benchmark_of(row, arguments.data, arguments.work)
         for run in benchmark.runs(row.seeds):
             results.get(_key(row, run), partial(measure, benchmark, run))
-            note = f"Per cent; mean over the three categories with masks and the seeds, ± half the range of these. {versions}"
             pages.replace(arguments.out, "settings", f"{table(results.values, arguments.data)}\n\n{note}")
 
 
