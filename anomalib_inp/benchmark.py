@@ -4,7 +4,9 @@
 """Runs a setting of the papers on a data set, several times, and reports it beside what was published."""
 
 import csv
+import inspect
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +19,8 @@ from urllib.parse import quote
 import anomalib.data
 import torch
 from anomalib.engine import Engine
-from lightning import seed_everything
+from lightning import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.text import Text
 
@@ -98,7 +101,7 @@ class Benchmark:
         if setting == "semi_supervised" and model == "InpFormer":
             msg = "semi_supervised needs a segmentation head to teach: --model InpFormerPlusPlus."
             raise ValueError(msg)
-        if setting == "super_multi_class" and not data.get("sources"):
+        if setting == "super_multi_class" and len(data.get("sources") or []) < 2:
             msg = "super_multi_class needs several data sets: --sources."
             raise ValueError(msg)
         # What makes the setting: arguments of the data and of the model.
@@ -117,6 +120,16 @@ class Benchmark:
         if taken := [name for name in own if name in model_args or data.get(name) is not None]:
             msg = f"{setting} says {', '.join(f'{name}={own[name]}' for name in taken)} itself: leave it out."
             raise ValueError(msg)
+        for owner, (name, _, _) in counts.items():
+            if setting != owner and (model_args.get(name) is not None or data.get(name) is not None):
+                msg = f"{name} is for {owner}, not for {setting}."
+                raise ValueError(msg)
+        if "default_root_dir" in trainer_args:
+            msg = "Every run has a folder of its own: leave default_root_dir out of the arguments of the trainer."
+            raise ValueError(msg)
+        if unknown := sorted(trainer_args.keys() - inspect.signature(Trainer.__init__).parameters.keys()):
+            msg = f"The trainer has no arguments {', '.join(unknown)}."
+            raise ValueError(msg)
         self.setting = setting
         self.model = model
         self.data = {**data, **own_data}
@@ -125,14 +138,17 @@ class Benchmark:
         self.title = f"{setting}_{count}" if setting in counts else str(setting)
         self.folder = output / f"{self.title}-{model}"
         modules = _made(MultiCategory, self.data)
-        self.tested = list(modules.tested)
+        self.trained, self.tested = list(modules.trained), list(modules.tested)
         self.leaves_one_out = setting == "zero_shot" and modules.trained == modules.tested
         both = modules.trained.keys() & modules.tested.keys()
         if self.leaves_one_out and len(both) < 2:
             msg = f"zero_shot tests on categories that are not trained on, so it needs two at least, got {self.tested}."
             raise ValueError(msg)
         if setting == "zero_shot" and both and not self.leaves_one_out:
-            msg = f"zero_shot tests on categories that are not trained on, but {', '.join(sorted(both))} are both."
+            msg = (
+                f"zero_shot tests on categories that are not trained on, but {', '.join(sorted(both))} would be both: "
+                "give train_on and test_on, or neither."
+            )
             raise ValueError(msg)
         if setting == "single_class" and modules.trained != modules.tested:
             msg = "single_class trains on each category that it tests on: leave out train_on."
@@ -169,7 +185,8 @@ class Benchmark:
         folder = self.folder / run.name
         said = json.loads(json.dumps(self._describe(run), default=str))
         told = folder / "run.json"
-        if told.is_file() and (other := _differences(json.loads(told.read_text()), said)):
+        begun = (folder / "metrics.json").is_file() or _checkpoints(folder)  # else nothing is lost
+        if begun and told.is_file() and (other := _differences(json.loads(told.read_text()), said)):
             msg = (
                 f"{folder} holds a run with other arguments: {'; '.join(other)}. Choose another output, or remove that "
                 "folder."
@@ -178,7 +195,7 @@ class Benchmark:
         if not (folder / "metrics.json").is_file():
             model, data, engine = self._build(run, folder)  # arguments that do not fit fail here, and leave nothing
             folder.mkdir(parents=True, exist_ok=True)
-            told.write_text(json.dumps(said, indent=1) + "\n")
+            _write(told, json.dumps(said, indent=1) + "\n")
             _train_and_test(model, data, engine, folder)
         rows = json.loads((folder / "metrics.json").read_text())
         return {name: _known(values) for name, values in rows.items() if name != MEAN}
@@ -191,10 +208,14 @@ class Benchmark:
         return model, data, Engine(default_root_dir=folder, **{**TRAINER, **self.trainer_args})
 
     def _describe(self, run: Run) -> dict[str, Any]:
-        data = {**self.data, **run.data}
+        data = {**self.data, "train_on": self.trained, "test_on": self.tested, **run.data}
+        data.pop("categories", None)  # those above say which they were when they were all
         if data.get("root") is not None:
-            data["root"] = str(Path(data["root"]))
-        data["sources"] = [asdict(source) for source in data.get("sources") or []]
+            data["root"] = str(Path(data["root"]).absolute())
+        data["sources"] = [
+            {**asdict(source), "root": source.root and str(Path(source.root).absolute())}
+            for source in data.get("sources") or []
+        ]
         arguments = {"model": {**self.model_args, **run.model}, "data": data, "trainer": self.trainer_args}
         return {"setting": self.title, "class": self.model, "seed": run.seed, **arguments}
 
@@ -238,7 +259,12 @@ class Benchmark:
         return means
 
     def _published(self) -> Iterator[tuple[str, list[float | None], str]]:
-        """Find the published numbers of the data sets that were tested on, all categories of them."""
+        """Find the published numbers of the data sets that were tested on, all categories of them.
+
+        There are none to compare with where other categories were trained on, but in zero-shot.
+        """
+        if self.setting != "zero_shot" and set(self.trained) != set(self.tested):
+            return
         text = files("anomalib_inp.evaluation").joinpath("published.json").read_text(encoding="utf-8")
         of_model = json.loads(text).get(self.model, {})
         known = of_model.get(self.title, of_model.get(self.setting, {}))
@@ -274,6 +300,8 @@ def benchmark(
     for run in runs.runs(seeds):
         console.print(Text(str(runs.folder / run.name), "bold"))
         results.setdefault(run.seed, {}).update(runs.result(run))
+    if rank_zero_only.rank != 0:  # of several processes, one reports
+        return
     console.print(metrics_table(runs.report(results)))
     console.print(Text(f"Report: {runs.folder / 'report.md'}"))
 
@@ -288,13 +316,26 @@ def _made(kind: Callable[..., T], arguments: Mapping[str, Any]) -> T:
 
 def _train_and_test(model: InpFormer | InpFormerPlusPlus, data: MultiCategory, engine: Engine, folder: Path) -> None:
     """Train, or go on where a training was stopped, and keep the metrics in the folder."""
-    stopped = sorted(folder.glob("*/*/v*/weights/lightning/model.ckpt"), key=lambda path: path.stat().st_mtime)
+    stopped = _checkpoints(folder)
     engine.fit(model, datamodule=data, ckpt_path=stopped[-1] if stopped else None)
     engine.test(model, datamodule=data)
     found = Path(engine.trainer.default_root_dir)
     if engine.trainer.is_global_zero:
         for suffix in ("csv", "md", "json"):  # the one that says that the run is done comes last
             shutil.copyfile(found / f"metrics.{suffix}", folder / f"metrics.{suffix}")
+    engine.trainer.strategy.barrier()  # the other processes read them too
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """List what a training can go on from, the newest last."""
+    return sorted(folder.glob("*/*/v*/weights/lightning/model.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in one step: another process reads all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from anomalib.data import ImageItem
 from lightning import LightningModule, Trainer
 from PIL import Image
+from torch import distributed
 
 from anomalib_inp.preprocessing import WHOLE_IMAGE, CropBox
 from anomalib_inp.visualization import InpVisualizer, gallery
@@ -17,6 +18,10 @@ from anomalib_inp.visualization import InpVisualizer, gallery
 class _Shown(NamedTuple):
     rank: float
     item: ImageItem
+
+
+Sheets = dict[str, dict[str, list[_Shown]]]
+"""By category and kind, the images that are shown, best rank first."""
 
 
 class ExtremeResults(InpVisualizer):
@@ -42,7 +47,7 @@ class ExtremeResults(InpVisualizer):
     def __init__(self, output_dir: str | Path | None = None, keep: int = 2, panel_height: int = 192) -> None:
         super().__init__(output_dir, panel_height)
         self.keep = keep
-        self._shown: dict[str, dict[str, list[_Shown]]] = {}
+        self._shown: Sheets = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with no pictures."""
@@ -77,13 +82,34 @@ class ExtremeResults(InpVisualizer):
                 del shown[self.keep :]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the sheets."""
+        """Save the sheets; each of several processes has seen a part of the images."""
+        found: list[Any] = [self._shown]
+        if trainer.world_size > 1:
+            found *= trainer.world_size
+            distributed.all_gather_object(found, self._shown)
+        if not trainer.is_global_zero:
+            return
         crop_box = getattr(pl_module.pre_processor, "crop_box", WHOLE_IMAGE)
         folder = self.output_dir or Path(trainer.default_root_dir) / "images"
-        for category, kinds in self._shown.items():
+        for category, kinds in self._merged(found).items():
             path = Path(folder) / f"{category or 'images'}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             self._sheet(kinds, crop_box).save(path)
+
+    def _merged(self, found: list[Sheets]) -> Sheets:
+        merged: Sheets = {}
+        for category, kind, shown in (
+            (category, kind, shown)
+            for sheets in found
+            for category, kinds in sheets.items()
+            for kind, shown in kinds.items()
+        ):
+            known = merged.setdefault(category, {}).setdefault(kind, [])
+            paths = {one.item.image_path for one in known} - {None}  # a sampler hands some images out twice
+            known += [one for one in shown if one.item.image_path not in paths]
+            known.sort(key=lambda one: -one.rank)
+            del known[self.keep :]
+        return merged
 
     def _sheet(self, kinds: dict[str, list[_Shown]], crop_box: CropBox) -> Image.Image:
         maps = [one.item.anomaly_map for shown in kinds.values() for one in shown]

@@ -7,9 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from anomalib_inp.data.sample import write_sample_data
 
@@ -105,11 +108,13 @@ from anomalib.engine import Engine
 from lightning import Callback, seed_everything
 
 from anomalib_inp import InpFormer, MultiCategory
+from anomalib_inp.evaluation.extremes import ExtremeResults
 
 data, encoder, folder, devices = *sys.argv[1:4], int(sys.argv[4])
 torch.set_num_threads(1)
 seed_everything(0)
-model = InpFormer("test_vit", encoder, image_size=64, map_size=64)
+sheets = ExtremeResults(Path(folder, "sheets"))
+model = InpFormer("test_vit", encoder, image_size=64, map_size=64, visualizer=sheets)
 quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 engine = Engine(
     default_root_dir=folder, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", **quiet
@@ -146,8 +151,13 @@ def test_two_processes_measure_what_one_does(tiny_encoder_file: Path, tmp_path: 
         assert len(ranges) == devices
         assert all(values == ranges[0] for values in ranges)
         metrics = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("exact", "binned")}
-        told.append((metrics, ranges[0]))
-    (one, one_ranges), (two, two_ranges) = told
+        sheets = {path.stem: np.asarray(Image.open(path), dtype=float) for path in (folder / "sheets").iterdir()}
+        told.append((metrics, ranges[0], sheets))
+    (one, one_ranges, one_sheets), (two, two_ranges, two_sheets) = told
+    assert one_sheets.keys() == two_sheets.keys() == {"brick", "grass"}
+    for name, sheet in one_sheets.items():
+        assert sheet.shape == two_sheets[name].shape
+        assert np.abs(sheet - two_sheets[name]).mean() < 0.1  # the same images in the same places
     for name in ("exact", "binned"):
         assert list(one[name]) == ["brick", "grass", "mean"]
         for category, values in one[name].items():
@@ -157,3 +167,25 @@ def test_two_processes_measure_what_one_does(tiny_encoder_file: Path, tmp_path: 
     for name, kinds in one_ranges.items():
         for mine, other in zip(kinds, two_ranges[name], strict=True):
             assert mine == pytest.approx(other, rel=1e-5), name
+
+
+def test_a_benchmark_runs_in_two_processes(
+    tiny_encoder_file: Path, write_small_sample: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = write_small_sample(tmp_path / "sample", categories=("brick", "grass"))
+    model = {"encoder": "test_vit", "encoder_weights": str(tiny_encoder_file), "image_size": 64, "crop_size": None}
+    trainer = {"max_steps": 1, "accelerator": "cpu", "devices": 2, "strategy": "ddp", "enable_progress_bar": False}
+    arguments = {
+        "root": data,
+        "output": tmp_path,
+        "model_args": json.dumps(model),
+        "data_args": json.dumps({"num_workers": 0, "train_batch_size": 2}),
+        "trainer_args": json.dumps(trainer),
+    }
+    command = [sys.executable, "-m", "anomalib_inp.cli", "benchmark", "single_class"]
+    command += [f"--{name}={value}" for name, value in arguments.items()]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("Report: ") == 1
+    assert len(list((tmp_path / "single_class-InpFormer").glob("seed0/*/metrics.json"))) == 2

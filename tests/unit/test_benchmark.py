@@ -74,7 +74,7 @@ def test_settings_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> 
         make("super_multi_class", root, tmp_path)
     with pytest.raises(ValueError, match=r"needs two at least, got \['brick'\]"):
         make("zero_shot", root, tmp_path, categories=["brick"])
-    with pytest.raises(ValueError, match="not trained on, but grass are both"):
+    with pytest.raises(ValueError, match="not trained on, but grass would be both: give"):
         make("zero_shot", root, tmp_path, train_on=["brick", "grass"], test_on=["grass"])
     with pytest.raises(ValueError, match="single_class trains on each category that it tests on"):
         make("single_class", root, tmp_path, train_on=["brick"], test_on=["grass"])
@@ -82,6 +82,16 @@ def test_settings_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> 
         make("multi_class", root, tmp_path, count={"shots": 2})
     with pytest.raises(ValueError, match="labelled_anomalies is for semi_supervised, not for few_shot"):
         make("few_shot", root, tmp_path, count={"shots": 2, "labelled_anomalies": 3})
+    with pytest.raises(ValueError, match="shots is for few_shot, not for multi_class"):
+        make("multi_class", root, tmp_path, shots=2)
+    with pytest.raises(ValueError, match="needs several data sets"):
+        make("super_multi_class", root, tmp_path, sources=[Source("MVTecAD", str(root))])
+    for arguments, message in (
+        ({"default_root_dir": "."}, "a folder of its own: leave default_root_dir out"),
+        ({"step": 2, "max_steps": 2}, "The trainer has no arguments step"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Benchmark("multi_class", {"root": str(root)}, "InpFormer", tmp_path, {}, arguments)
     with pytest.raises(ValueError, match="few_shot says shots=2 itself"):
         make("few_shot", root, tmp_path, count={"shots": 2}, shots=4)
     with pytest.raises(ValueError, match="unexpected keyword argument 'colour'"):
@@ -152,6 +162,9 @@ def test_a_part_of_a_data_set_is_not_compared(root: Path, tmp_path: Path) -> Non
     text = (few.folder / "report.md").read_text()
     assert "published" not in text
     assert "Per cent; seed 0." in text
+    some = make("multi_class", tmp_path, tmp_path, train_on=["bottle"], test_on=categories_of(anomalib.data.MVTecAD))
+    some.report({0: rows(0.5, *some.tested)})
+    assert "published" not in (some.folder / "report.md").read_text()
     others = make("multi_class", root, tmp_path)  # all that is there, which is something else
     others.report({0: rows(0.5, "brick", "grass")})
     assert "published" not in (others.folder / "report.md").read_text()
@@ -175,6 +188,32 @@ def test_several_data_sets_have_means_of_their_own(root: Path, tmp_path: Path) -
     assert means["mean"]["image_AP"] == pytest.approx(0.505)
     assert means["MVTecAD, mean"]["image_AP"] == pytest.approx(0.5)
     assert means["other, mean"]["image_AP"] == pytest.approx(0.51)
+
+
+def test_what_was_computed_is_kept_for_the_same_arguments_alone(
+    root: Path, write_small_sample: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(model: None, data: None, engine: None, folder: Path) -> None:
+        (folder / "metrics.json").write_text(json.dumps({"brick": {"image_AUROC": 0.5}}))
+
+    def run(root: Path, **data: Any) -> benchmark.Rows:
+        runs = make("multi_class", root, tmp_path, **data)
+        return runs.result(*runs.runs([0]))
+
+    monkeypatch.setattr(Benchmark, "_build", lambda *_: (None, None, None))
+    monkeypatch.setattr(benchmark, "_train_and_test", lambda *_: (_ for _ in ()).throw(ValueError("a typo")))
+    with pytest.raises(ValueError, match="a typo"):
+        run(root, train_batch_size=-1)
+    monkeypatch.setattr(benchmark, "_train_and_test", measured)
+    assert run(root, train_batch_size=4)  # nothing had been computed, so nothing is refused
+    monkeypatch.chdir(root.parent)
+    assert run(Path(root.name), train_batch_size=4, categories=["brick", "grass"])  # other words for the same
+    with pytest.raises(ValueError, match=r"data\.train_batch_size was 4 and is 8"):
+        run(root, train_batch_size=8)
+    with pytest.raises(ValueError, match=r"data\.root was"):
+        run(write_small_sample(tmp_path / "other", categories=("brick", "grass")), train_batch_size=4)
+    with pytest.raises(ValueError, match=r"data.train_on was \['brick', 'grass'\] and is \['brick'\]"):
+        run(root, train_batch_size=4, categories=["brick"])
 
 
 def test_a_benchmark_runs_once(
