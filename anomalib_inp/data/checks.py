@@ -8,7 +8,7 @@ from pathlib import Path
 
 from anomalib.data import MPDD, VAD, AnomalibDataset, Folder, ImageBatch, MVTecAD
 from anomalib.data.datasets.image.mvtecad import IMG_EXTENSIONS
-from anomalib.data.utils import ValSplitMode
+from anomalib.data.utils import LabelName, ValSplitMode
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -211,8 +211,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _paths(dataset: AnomalibDataset) -> list[str]:
-    masks = [path for path in dataset.samples.get("mask_path", []) if isinstance(path, str) and path]
-    return [*dataset.samples.image_path, *masks]
+    """List the files that are read: no masks of normal images, of which BTech's table names some that are not there."""
+    samples = dataset.samples
+    masks = samples[samples.label_index == LabelName.ABNORMAL].mask_path if "mask_path" in samples else []
+    return [*samples.image_path, *(path for path in masks if isinstance(path, str) and path)]
 
 
 def check_headers(is_mask: Mapping[str, bool]) -> None:

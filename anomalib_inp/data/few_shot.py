@@ -86,11 +86,12 @@ class FewShotViews(AnomalibDataset):
 
     def __init__(self, images: AnomalibDataset, pre_processor: InpPreProcessor) -> None:
         super().__init__(images.augmentations)
+        self.images = images
         crops = (pre_processor.transform(images[index].image) for index in range(len(images)))
         self.views = torch.cat([few_shot_views(crop) for crop in crops])
         mean, std = (self.views.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
         self.views.mul_(std).add_(mean)
-        self.image_size = pre_processor.image_size
+        self.image_size, self.crop_box = pre_processor.image_size, pre_processor.crop_box
         samples = images.samples.loc[images.samples.index.repeat(NUM_VIEWS)].reset_index(drop=True)
         samples["view"] = range(len(samples))
         samples.attrs = images.samples.attrs
@@ -98,6 +99,10 @@ class FewShotViews(AnomalibDataset):
         rank_zero_info(
             f"Few-shot: {len(images)} images as {NUM_VIEWS} views each, {self.views.nbytes / 2**30:.2f} GiB of memory."
         )
+
+    def fits(self, pre_processor: InpPreProcessor) -> bool:
+        """Tell whether these are the views of a model with this pre-processor."""
+        return (self.image_size, self.crop_box) == (pre_processor.image_size, pre_processor.crop_box)
 
     def __getitem__(self, index: int) -> ImageItem:
         """Read a view."""

@@ -152,7 +152,7 @@ class MultiCategory(AnomalibDataModule):
             DataError: A category has no images to train or test on, or masks that do not fit; all are named at once.
         """
         super().setup(stage)
-        if stage == "fit" and self.shots is not None and not isinstance(self.train_data, FewShotViews):
+        if stage == "fit" and self.shots is not None:
             pre_processor = getattr(getattr(self.trainer, "lightning_module", None), "pre_processor", None)
             if not isinstance(pre_processor, InpPreProcessor):
                 msg = (
@@ -160,7 +160,11 @@ class MultiCategory(AnomalibDataModule):
                     f"InpFormerPlusPlus), got {type(pre_processor).__name__}."
                 )
                 raise DataError(msg)
-            self.train_data = FewShotViews(self.train_data, pre_processor)
+            known = self.train_data  # of an earlier training, perhaps with a model of another frame
+            if not isinstance(known, FewShotViews):
+                self.train_data = FewShotViews(known, pre_processor)
+            elif not known.fits(pre_processor):
+                self.train_data = FewShotViews(known.images, pre_processor)
 
     def _setup(self, _stage: str | None = None) -> None:
         def set_up(module: AnomalibDataModule) -> None:

@@ -174,6 +174,16 @@ def test_few_shots_are_drawn_by_seed_and_fewer_are_among_more(data) -> None:
     assert len({str(sorted(drawn(1, seed).items())) for seed in range(4)}) > 1
 
 
+def test_a_model_of_another_frame_is_given_views_of_its_own(data, model, tmp_path: Path) -> None:
+    images = data(shots=1)
+    views = []
+    for size in (64, 64, 80):
+        engine(tmp_path / str(size), max_epochs=1, limit_val_batches=0).fit(model(image_size=size), datamodule=images)
+        views.append(images.train_data.views)
+    assert views[0] is views[1]  # made once
+    assert views[2].shape == (3 * NUM_VIEWS, 3, 80, 80)
+
+
 @pytest.mark.parametrize("store", ["memory", "disk"])
 def test_views_are_cached_as_features(store: str, data, model, tmp_path: Path) -> None:
     def losses(**kwargs: Any) -> list[float]:

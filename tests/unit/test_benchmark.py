@@ -110,6 +110,8 @@ def test_published_numbers_stand_beside_the_measured_ones(tmp_path: Path) -> Non
     runs.folder.mkdir()
     (runs.folder / "seed0" / "images").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(runs.folder / "seed0" / "images" / "metal nut.png")
+    (runs.folder / "seed2" / "images").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(runs.folder / "seed2" / "images" / "cable.png")
     means = runs.report({0: rows(0.5, "bottle", "cable"), 1: rows(0.6, "bottle", "cable")})
     assert means["bottle"]["image_AP"] == pytest.approx(0.55)
     assert means["mean"]["image_AP"] == pytest.approx(0.555)
@@ -119,6 +121,7 @@ def test_published_numbers_stand_beside_the_measured_ones(tmp_path: Path) -> Non
     assert "| MVTecAD, published | 99.7 | 99.9 | 99.2 | 98.5 | 71.0 | 69.7 | 94.9 |" in text
     assert "arXiv 2503.02424" in text
     assert "one user measured 65.2" in text
+    assert "seed2" not in text
     assert "![seed0/images/metal nut.png](seed0/images/metal%20nut.png)" in text
     with (runs.folder / "report.csv").open() as file:
         table = list(csv.DictReader(file))

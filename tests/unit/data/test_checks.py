@@ -131,6 +131,16 @@ def test_normal_images_by_another_name_are_no_fault(tmp_path: Path) -> None:
     check_masks(Folder(name="01", root=tmp_path / "01", normal_dir="train/ok", abnormal_dir="test/ko"))
 
 
+def test_masks_of_normal_images_are_not_looked_for(engine: Engine, tiny_encoder_file: Path, tmp_path: Path) -> None:
+    for index, name in enumerate(("train/ok/000.png", "train/ok/001.png", "test/ok/000.png", "test/ko/001.png")):
+        write(tmp_path / "01" / name, pixels(index))
+    write(tmp_path / "01/ground_truth/ko/001.png", mask(slice(0, 40), slice(0, 40)))
+    images = BTech(root=tmp_path, category="01", train_batch_size=1, eval_batch_size=1, num_workers=0)
+    engine.train(InpFormer("test_vit", str(tiny_encoder_file), image_size=64), datamodule=images)
+    missing = images.train_data.samples.mask_path
+    assert not any(Path(path).is_file() for path in missing)  # else this shows nothing
+
+
 def test_images_and_masks_of_named_folders_are_counted(tmp_path: Path) -> None:
     for name in ("ok/000.png", "ko/000.png", "more/001.png", "masks/000.png"):
         write(tmp_path / name)

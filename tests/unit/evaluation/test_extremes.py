@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from anomalib.data import ImageBatch
+from lightning import Trainer
 from PIL import Image
 
 from anomalib_inp.evaluation import extremes
@@ -48,7 +49,7 @@ def test_the_best_and_the_worst_are_drawn_on_one_scale(
     monkeypatch.setattr(extremes.InpVisualizer, "_draw", watched)
     sheets = ExtremeResults(tmp_path / "sheets")
     model = SimpleNamespace(pre_processor=SimpleNamespace(crop_box=CropBox(0, 0, 1, 1)))
-    trainer = SimpleNamespace(default_root_dir=tmp_path)
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
     sheets.on_test_start(trainer, model)
     for batch in batches:
         batch.raw_score, batch.raw_map = batch.pred_score, batch.anomaly_map
@@ -70,5 +71,5 @@ def test_equal_maps_can_be_drawn(batches: list[ImageBatch], tmp_path: Path) -> N
     batch = batches[0]
     batch.raw_score, batch.raw_map = batch.pred_score, torch.ones(4, 8, 8)
     sheets.on_test_batch_end(SimpleNamespace(), model, None, batch, 0)
-    sheets.on_test_end(SimpleNamespace(default_root_dir=tmp_path), model)
+    sheets.on_test_end(Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path), model)
     assert (tmp_path / "images" / "images.png").is_file()
