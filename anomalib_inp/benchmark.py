@@ -246,8 +246,8 @@ class Benchmark:
         note = f"Per cent; {spread}. {versions}."
         table = markdown(["category", *COLUMNS.values()], lines)
         page = [f"# {self.title}, {self.model}", table, note, *sources]
-        found = (path for seed in seeds for path in (self.folder / f"seed{seed}").rglob("images/**/*.png"))
-        pictures = sorted(path.relative_to(self.folder) for path in found)
+        drawn = (path for seed in seeds for path in (self.folder / f"seed{seed}").rglob("images/**/*.png"))
+        pictures = sorted(path.relative_to(self.folder) for path in drawn)
         page += [f"![{path}]({quote(path.as_posix())})" for path in pictures]
         (self.folder / "report.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
         with (self.folder / "report.csv").open("w", newline="", encoding="utf-8") as file:
