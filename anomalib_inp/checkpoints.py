@@ -277,7 +277,7 @@ def set_thresholds(
     pixel: float | None = None,
     normalized: bool | None = None,
     category: str | None = None,
-) -> dict[str, float | bool]:
+) -> dict[str, Any]:
     """Set the thresholds of a checkpoint, in place, and choose between normalised and raw exports.
 
     Args:
@@ -288,7 +288,7 @@ def set_thresholds(
         category: The category whose thresholds are meant; ``None`` for the common ones.
 
     Returns:
-        What the checkpoint says now.
+        What the checkpoint says now, and which categories have thresholds of their own.
 
     Raises:
         ValueError: Not a checkpoint of ours, an unknown category, or a threshold that is no finite number.
@@ -309,7 +309,7 @@ def set_thresholds(
         config["enable_normalization"] = normalized
     if (image, pixel, normalized) != (None, None, None):
         _write(path, content)
-    return {**thresholds, "normalized": config["enable_normalization"]}
+    return {**thresholds, "normalized": config["enable_normalization"], "categories": list(config.get("ranges", {}))}
 
 
 def _move_common(state: dict[str, torch.Tensor], given: Mapping[str, float]) -> dict[str, float]:

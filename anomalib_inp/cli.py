@@ -59,9 +59,12 @@ def threshold(
         sys.exit("anomalib-inp: --normalized is for checkpoints: set it there and export again.")
     else:
         metadata = deploy.set_thresholds(model, image, pixel, category)
-        told = {"image": metadata.image_threshold, "pixel": metadata.pixel_threshold, "normalized": metadata.normalized}
+        told = {name: getattr(metadata, f"{name}_threshold") for name in ("image", "pixel")}
+        told |= {"normalized": metadata.normalized, "categories": list(metadata.categories)}
     print(f"Image threshold: {told['image']:.6g}\nPixel threshold: {told['pixel']:.6g}")
     print(f"Scores: {'normalised' if told['normalized'] else 'raw'}")
+    if category is None and told["categories"]:
+        print(f"With --category, those of: {', '.join(told['categories'])}")
 
 
 def choose_map(checkpoint: Path, map: str | None = None) -> None:  # noqa: A002

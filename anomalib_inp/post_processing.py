@@ -58,8 +58,10 @@ class InpPostProcessor(PostProcessor):
     Attributes:
         ranges: By category: threshold, lowest and highest validation value of scores, and the same of pixels.
 
+    Several processes choose the thresholds of one: an image that Lightning hands out twice is counted once.
+
     Raises:
-        ValueError: A quantile or sensitivity outside [0, 1].
+        ValueError: A quantile or sensitivity outside [0, 1]; a category without thresholds of its own.
     """
 
     def __init__(
@@ -82,6 +84,9 @@ class InpPostProcessor(PostProcessor):
             if not 0 <= value <= 1:
                 msg = f"{name} must lie in [0, 1], got {value}."
                 raise ValueError(msg)
+        if category is not None and not per_category:
+            msg = f"category={category} asks for thresholds of its own, which per_category=False says there are not."
+            raise ValueError(msg)
         super().__init__(
             enable_normalization=enable_normalization,
             image_sensitivity=image_sensitivity,
@@ -142,6 +147,9 @@ class InpPostProcessor(PostProcessor):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
     ) -> None:
         """Collect the raw scores and maps of a batch."""
+        outputs = self._counted(trainer, outputs)
+        if not len(outputs.pred_score):
+            return
         counted = self._collect_by_category(outputs)
         super().on_validation_batch_end(trainer, pl_module, counted, *args, **kwargs)
         if not self.enable_normalization:
@@ -154,6 +162,20 @@ class InpPostProcessor(PostProcessor):
         if normal.any():
             self._normal_scores.update(outputs.pred_score[normal])
             self._normal_pixels.update(outputs.anomaly_map[normal][..., ::PIXEL_STRIDE, ::PIXEL_STRIDE])
+
+    def _counted(self, trainer: Trainer, outputs: Batch) -> Any:
+        """Leave out the images that another process counts."""
+        table = self._categories
+        if table is None or not table.known(outputs):
+            return outputs
+        kept = table.counted(outputs.image_path, trainer)
+        if kept.all():
+            return outputs
+        fields = ("pred_score", "gt_label", "anomaly_map", "gt_mask")
+        values = {name: getattr(outputs, name) for name in fields}
+        values = {name: None if value is None else value[kept.to(value.device)] for name, value in values.items()}
+        paths = [path for path, own in zip(outputs.image_path, kept, strict=True) if own]
+        return SimpleNamespace(image_path=paths, **values)
 
     def _collect_by_category(self, outputs: Batch) -> Any:
         """Collect a batch for the thresholds of the categories; returns what of it counts for the common ones."""
@@ -207,14 +229,23 @@ class InpPostProcessor(PostProcessor):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the categories of the validation images."""
-        table = Categories.of_data(trainer, "val_data")
-        self._categories = table if table is not None and (len(table.names) > 1 or self.ranges) else None
-        if self.per_category and self._categories is not None:
+        self._categories = Categories.of_data(trainer, "val_data")
+        self._category_ranges = None
+        if self._categories is not None and self._chooses_by_category():
             quantiles = (self.normal_image_quantile, self.normal_pixel_quantile)
             self._category_ranges = CategoryRanges(len(self._categories.names), *quantiles).to(pl_module.device)
 
+    def _chooses_by_category(self) -> bool:
+        """Whether the validation images are of several categories, or those of one of several are chosen anew."""
+        names = [] if self._categories is None else self._categories.names
+        return self.per_category and (len(names) > 1 or bool(names and self.ranges))
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn early where thresholds will be missing or too good."""
+        """Warn early where thresholds will be missing or too good.
+
+        Raises:
+            ValueError: There will be none of the category that was chosen.
+        """
         del pl_module
         if not trainer.enable_validation:
             rank_zero_warn(
@@ -222,12 +253,26 @@ class InpPostProcessor(PostProcessor):
                 "example with --data.val_split_mode from_train, or set thresholds by hand after training."
             )
         else:
+            self._check_category(trainer)
             _warn_if_validation_is_test(trainer)
+
+    def _check_category(self, trainer: Trainer) -> None:
+        """Refuse to wait for the thresholds of a category that is not among the validation images."""
+        self._categories = Categories.of_data(trainer, "val_data")
+        names = self._categories.names if self._categories is not None and self._chooses_by_category() else []
+        kept = [] if trainer.state.fn == TrainerFn.FITTING else self.ranges
+        if self.category is not None and self.category not in {*names, *kept}:
+            msg = (
+                f"There will be no thresholds of the category {self.category!r}: the validation images are of "
+                f"{', '.join(names) or 'one category, whose thresholds are the common ones: leave category out'}."
+            )
+            raise ValueError(msg)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn where thresholds will be too good; during training this has been said."""
         del pl_module
         if trainer.state.fn == TrainerFn.VALIDATING:
+            self._check_category(trainer)
             _warn_if_validation_is_test(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

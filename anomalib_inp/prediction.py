@@ -124,6 +124,8 @@ def predict_images(
                 crop_box=exported.metadata.crop_box,
                 score=prediction.score,
                 anomalous=prediction.label,
+                truth=item.anomalous,
+                name=name.as_posix(),
             )
             picture.parent.mkdir(parents=True, exist_ok=True)
             strip.save(picture)

@@ -26,7 +26,7 @@ from anomalib_inp.data.categories import Categories
 from anomalib_inp.preprocessing import WHOLE_IMAGE, CropBox
 
 _PAPER, _LINE, _INK, _FAINT = (255, 255, 255), (208, 212, 218), (32, 36, 42), (104, 112, 122)
-_TRUTH, _FOUND, _FINE = (0, 214, 143), (235, 32, 38), (0, 128, 72)
+_TRUTH, _FOUND, _FINE, _WRONG = (0, 214, 143), (235, 32, 38), (0, 128, 72), (176, 92, 0)
 # A line-scan image of 10:1 would otherwise make a strip that is 40 panel heights wide.
 _WIDEST_PANEL = 3
 
@@ -40,6 +40,7 @@ def draw_result(
     crop_box: CropBox = WHOLE_IMAGE,
     score: float | None = None,
     anomalous: bool | None = None,
+    truth: bool | None = None,
     name: str = "",
     vmin: float = 0.0,
     vmax: float = 1.0,
@@ -58,6 +59,7 @@ def draw_result(
         crop_box: The part of the image that map and predicted mask cover.
         score: The image's score, written above the panels.
         anomalous: The verdict, written above the panels.
+        truth: Whether the image is anomalous; a wrong verdict is written as a missed defect or a false alarm.
         name: What the image is called, written beside the verdict.
         vmin: Map value that is drawn as nothing found; only maps that are not normalised need another than 0.
         vmax: Map value that is drawn as hottest; only maps that are not normalised need another than 1.
@@ -86,9 +88,9 @@ def draw_result(
 
     panels = {"image": plain}
     if gt_mask is not None:
-        truth = _place_mask(gt_mask, WHOLE_IMAGE, picture.size)
-        label = "ground truth" if truth.any() else "ground truth: empty"
-        panels[label] = _outline(np.where(truth[..., None], plain, _dim(plain)), truth, _TRUTH, height)
+        marked = _place_mask(gt_mask, WHOLE_IMAGE, picture.size)
+        label = "ground truth" if marked.any() else "ground truth: empty"
+        panels[label] = _outline(np.where(marked[..., None], plain, _dim(plain)), marked, _TRUTH, height)
     level = np.clip((_place_map(anomaly_map, crop_box, picture.size) - vmin) / (vmax - vmin), 0, 1)
     panels["anomaly map"] = _hatch_outside(_glow(plain, level), crop_box, height)
     if pred_mask is not None:
@@ -101,6 +103,9 @@ def draw_result(
     verdict = None if anomalous is None else "anomalous" if anomalous else "normal"
     headline = " - ".join(part for part in (None if score is None else f"score {score:.2f}", verdict) if part)
     colour = _INK if anomalous is None else _FOUND if anomalous else _FINE
+    if None not in {anomalous, truth} and anomalous != truth:
+        headline += ": missed defect" if truth else ": false alarm"
+        colour = _WRONG
     note = ", ".join(part for part in (name, "" if crop_box == WHOLE_IMAGE else "hatched: not inspected") if part)
     return _lay_out(panels, headline, colour, note, (vmin, vmax), height)
 
@@ -218,14 +223,14 @@ class InpVisualizer(ImageVisualizer):
         table = self._known(batch)
         for index, item in enumerate(batch):
             # By now the batch holds what the model saw: without a file, the image is the crop itself.
-            strip = self._draw(item, crop_box if item.image_path else WHOLE_IMAGE)
+            category = table.name_of(item.image_path) if table and len(table.names) > 1 else ""
+            name = "/".join([category, *Path(item.image_path or "").parts[-2:]]).strip("/")
+            strip = self._draw(item, crop_box if item.image_path else WHOLE_IMAGE, name)
             if strip is None:
                 continue
             path = generate_output_filename(
                 input_path=item.image_path or f"loader{dataloader_idx}/batch{batch_idx:05d}_{index:03d}.png",
-                output_path=output_dir / table.name_of(item.image_path)
-                if table and len(table.names) > 1
-                else output_dir,
+                output_path=output_dir / category,
                 dataset_name=getattr(datamodule, "name", None),
                 category=getattr(datamodule, "category", None),
             )
@@ -258,6 +263,7 @@ class InpVisualizer(ImageVisualizer):
             crop_box=crop_box,
             score=None if item.pred_score is None else float(item.pred_score),
             anomalous=None if item.pred_label is None else bool(item.pred_label),
+            truth=None if item.gt_label is None else bool(item.gt_label),
             name=name,
             vmin=vmin,
             vmax=vmax,

@@ -9,6 +9,7 @@ from pathlib import Path
 from anomalib.data import MPDD, VAD, AnomalibDataset, Folder, ImageBatch, MVTecAD
 from anomalib.data.datasets.image.mvtecad import IMG_EXTENSIONS
 from anomalib.data.utils import LabelName, ValSplitMode
+from anomalib.pre_processing.utils.spec import transform_to_spec
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 from rich.progress import track
 from torchvision.datasets.folder import IMG_EXTENSIONS as IMAGE_SUFFIXES
+from torchvision.transforms.v2 import Transform
 
 from anomalib_inp.preprocessing import WHOLE_IMAGE, InpPreProcessor
 
@@ -198,6 +200,15 @@ def _warn_of_zero_shot(pl_module: LightningModule, data: LightningDataModule | N
             f"No category is trained on that is tested on, but the map is {shown}: it shows what training never saw, "
             "anomalous or not. For zero-shot: --model.map prototype_distance"
         )
+
+
+def is_repeatable(transform: Transform | None) -> bool:
+    """Whether a transform surely does the same to an image every time."""
+    try:
+        transform_to_spec(transform)
+    except ValueError:
+        return False
+    return True
 
 
 def image_files(folder: Path) -> list[Path]:

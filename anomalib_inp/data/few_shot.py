@@ -107,7 +107,7 @@ class FewShotViews(AnomalibDataset):
     def __getitem__(self, index: int) -> ImageItem:
         """Read a view."""
         place = self.samples.iloc[index]
-        view = self.views[place.view]
+        view = self.views[place["view"]]
         (height, width), (rows, columns) = self.image_size, view.shape[-2:]
         top, left = round((height - rows) / 2.0), round((width - columns) / 2.0)  # as the crop is cut out
         image = T.pad(view, [left, top, width - columns - left, height - rows - top], padding_mode="edge")

@@ -14,7 +14,7 @@ from anomalib.data import AnomalibDataset
 from anomalib.data.utils import LabelName, read_image, read_mask
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from pandas import DataFrame
 from torch import Tensor
 from torch.nn import functional as F
@@ -147,6 +147,11 @@ def _drawn(data: LightningDataModule, count: int, seed: int) -> Iterator[tuple[P
         raise DataError(msg)
     if "category" in samples and "category" in data.train_data.samples:
         samples = samples[samples.category.isin(data.train_data.samples.category)]
+        if not samples.empty and (none := set(data.train_data.samples.category) - set(samples.category)):
+            rank_zero_warn(
+                f"There are no labelled anomalies of {', '.join(sorted(none))}, which are trained on but not tested "
+                "on: they are drawn from the test images."
+            )
     if samples.empty:
         msg = (
             "Labelled anomalies are drawn from the test images of what is trained on, but none of that is tested on. "

@@ -8,6 +8,7 @@ import inspect
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
@@ -15,14 +16,14 @@ from urllib.error import URLError
 import anomalib.data
 import numpy as np
 import torch
-from anomalib.data import AnomalibDataModule, AnomalibDataset
+from anomalib.data import AnomalibDataModule, AnomalibDataset, MVTecAD2
 from anomalib.data.utils import TestSplitMode, ValSplitMode
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from torchvision.transforms.v2 import Transform
 
 from anomalib_inp.data.categories import MEAN
-from anomalib_inp.data.checks import DataError, check_masks, some_of
+from anomalib_inp.data.checks import DataError, check_masks, is_repeatable, some_of
 from anomalib_inp.data.few_shot import FewShotViews
 from anomalib_inp.data.joined import JoinedDataset
 from anomalib_inp.data.source import Source
@@ -39,8 +40,8 @@ class MultiCategory(AnomalibDataModule):
         root: Its folder.
         categories: Names of the categories, or ``all``.
         arguments: Further arguments of that data module.
-        sources: Several data sets at once, instead of the four above; categories are then called
-            ``<source>/<category>``.
+        sources: Several data sets at once, instead of the four above (a ``root`` may stay that is one of theirs);
+            categories are then called ``<source>/<category>``.
         train_on: Categories or sources to train on; by default all.
         test_on: Categories or sources to test and validate on; by default all.
         shots: Train on so many normal images per category, each as 22 views (few-shot); by default on all images.
@@ -49,7 +50,7 @@ class MultiCategory(AnomalibDataModule):
         train_batch_size: Images in a batch of the training; an incomplete last one is dropped.
         eval_batch_size: Images in a batch of tests and validations.
         num_workers: Processes that read images.
-        train_augmentations: Changes to training images.
+        train_augmentations: Changes to training images; none that are random with ``shots``, whose views are made once.
         val_augmentations: Changes to validation images.
         test_augmentations: Changes to test images.
         augmentations: Changes to all images, where the former are not given.
@@ -78,8 +79,8 @@ class MultiCategory(AnomalibDataModule):
         categories: list[str] | str = "all",
         arguments: dict[str, Any] | None = None,
         sources: list[Source] | None = None,
-        train_on: list[str] | None = None,
-        test_on: list[str] | None = None,
+        train_on: list[str] | str | None = None,
+        test_on: list[str] | str | None = None,
         shots: int | None = None,
         sampling: Literal["natural", "balanced"] = "natural",
         train_batch_size: int = 16,
@@ -106,9 +107,22 @@ class MultiCategory(AnomalibDataModule):
             val_split_mode=val_split_mode,
             seed=seed,
         )
-        if shots is not None and shots < 1:
+        if shots is not None and (type(shots) is not int or shots < 1):
             msg = f"shots must be a number of normal images per category, at least 1, got {shots}."
             raise ValueError(msg)
+        if shots is not None and not is_repeatable(self.train_augmentations):
+            msg = (
+                "shots makes the views of its images once, so that changes which should be drawn anew in every epoch "
+                f"would be drawn once and kept. Leave out train_augmentations, got {self.train_augmentations}."
+            )
+            raise ValueError(msg)
+        if type(seed) is not int or seed < 0:
+            msg = f"seed must be a whole number that is not negative, got {seed}."
+            raise ValueError(msg)
+        for name, ratio in (("test_split_ratio", test_split_ratio), ("val_split_ratio", val_split_ratio)):
+            if ratio is not None and not 0 < ratio < 1:
+                msg = f"{name} must be a share of the images, between 0 and 1, got {ratio}."
+                raise ValueError(msg)
         if sampling not in {"natural", "balanced"}:
             msg = f"sampling must be natural or balanced, got {sampling!r}."
             raise ValueError(msg)
@@ -123,7 +137,15 @@ class MultiCategory(AnomalibDataModule):
         if sources and categories != "all":
             msg = f"categories={categories} belong to one source: name them in each of sources."
             raise ValueError(msg)
-        given = sources or [Source(source, root, categories, arguments or {})]
+        alone = Source(source, root, categories, arguments or {})
+        if sources and (root or arguments or source != Source.source) and not any(map(partial(_same, alone), sources)):
+            there = ", ".join(f"{one.source} in {one.root}" for one in sources)
+            msg = (
+                f"source={source} in root={root} is none of the sources, {there}: give sources alone, each with its "
+                "root and arguments, or no sources."
+            )
+            raise ValueError(msg)
+        given = sources or [alone]
         self.modules = _modules(given, {**splits, "seed": seed, "num_workers": 0})
         self.trained, self.tested = _chosen({"train_on": train_on, "test_on": test_on}, self.modules)
         roots = [str(Path(module.root).absolute()) for module in self.modules.values()]
@@ -169,7 +191,17 @@ class MultiCategory(AnomalibDataModule):
     def _setup(self, _stage: str | None = None) -> None:
         def set_up(module: AnomalibDataModule) -> None:
             check_masks(module)
-            module.setup()
+            try:
+                module.setup()
+            except ValueError as fault:
+                if len(getattr(module, "train_data", [None])):
+                    raise
+                # anomalib splits validation images off nothing
+                mode = module.val_split_mode.value
+                msg = f"there are no normal training images, of which val_split_mode={mode} takes some"
+                raise DataError(msg) from fault
+            if isinstance(module, MVTecAD2):
+                module.test_data = module.test_public_data  # setup() takes the normal images out of the former
             if module in self.trained.values() and not len(module.train_data):
                 msg = "there are no images to train on"
                 raise DataError(msg)
@@ -246,6 +278,9 @@ def _modules(sources: Iterable[Source], common: dict[str, Any]) -> dict[str, Ano
     faults = []
     names = Counter(source.name or source.source for source in sources)
     faults += [f"several sources are called {name}: give each a name" for name, count in names.items() if count > 1]
+    faults += [
+        f"a source cannot be called {name}: / stands between source and category" for name in names if "/" in name
+    ]
     for source in sources:
         try:
             kind = _kind_of(source.source)
@@ -296,26 +331,37 @@ def _categories_of(source: Source, kind: type[AnomalibDataModule]) -> tuple[list
     if "category" not in arguments and "name" not in arguments:
         return [source.source.rpartition(".")[2]], []  # the data set is one category
     root = Path(source.root or arguments["root"].default or ".")
-    folders = sorted(path.name for path in root.iterdir() if _is_category(path)) if root.is_dir() else []
+    there = [path for path in root.iterdir() if _is_folder(path)] if root.is_dir() else []
     known = categories_of(kind)
+    if known:
+        # Some data sets have their categories one folder further down: Visa in visa_pytorch, RealIAD in realiad_256.
+        below = [path for folder in there for path in (folder / name for name in known) if _is_folder(path)]
+        split = [path for path in there if any(_is_folder(path / part) for part in ("train", "test"))]
+        there = [path for path in there if path.name in known] + below + split
+    folders = sorted({path.name for path in there})
     if source.categories == "all":
-        trained = [name for name in folders if (root / name / "train").is_dir()] if known else folders
-        missing = [name for name in known if name not in trained]
-        if trained and missing and set(trained) & set(known):
+        missing = [name for name in known if name not in folders]
+        if missing and set(folders) & set(known):
             rank_zero_warn(f"all: the categories {', '.join(missing)} of {source.source} are not in {root}.")
-        found = trained or known
+        found = folders or known
         return found, [] if found else [f"there are no folders of categories in {root}"]
     wanted = [source.categories] if isinstance(source.categories, str) else list(source.categories)
     wrong = [name for name in wanted if name not in known and name not in folders]
     if not wanted:
         return [], [f"no categories of {source.source} are asked for"]
     if wrong:
-        there = ", ".join(folders or sorted(known)) or "nothing"
-        return [], [f"{source.source} in {root} has no category {', '.join(wrong)}; there is {there}"]
+        names = ", ".join(folders or sorted(known)) or "nothing"
+        hint = "; several are given as a list, '[one, other]'" if any("," in name for name in wrong) else ""
+        return [], [f"{source.source} in {root} has no category {', '.join(wrong)}; there is {names}{hint}"]
     return wanted, []
 
 
-def _is_category(path: Path) -> bool:
+def _same(one: Source, other: Source) -> bool:
+    """Whether the data set of a source is that of another, as far as the one is told."""
+    return one.source == other.source and one.root in {None, other.root}
+
+
+def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
 
 
@@ -333,11 +379,14 @@ def _build(kind: type[AnomalibDataModule], source: Source, category: str, common
         given["category"] = category
     elif "name" in known:
         given |= {"name": category, "root": Path(source.root or ".", category)}
+    if taken := sorted(source.arguments.keys() & given.keys() & {"category", "name", "root"}):
+        msg = f"{', '.join(taken)} cannot be among the arguments: give root and categories of the source"
+        raise ValueError(msg)
     return kind(**{**given, **source.arguments})
 
 
 def _chosen(
-    wanted: dict[str, list[str] | None], modules: dict[str, AnomalibDataModule]
+    wanted: dict[str, list[str] | str | None], modules: dict[str, AnomalibDataModule]
 ) -> Iterator[dict[str, AnomalibDataModule]]:
     """Choose categories for each argument, by their names or those of their sources; ``None`` chooses all.
 
@@ -347,15 +396,16 @@ def _chosen(
     sources = {label: label.partition("/")[0] for label in modules if "/" in label}
     there = [*modules, *sorted(set(sources.values()))]
     faults = []
-    for argument, names in wanted.items():
+    chosen = {argument: [names] if isinstance(names, str) else names for argument, names in wanted.items()}
+    for argument, names in chosen.items():
         unknown = [name for name in names or () if name not in there]
         if unknown or names == []:
             faults.append(f"{argument} must name categories or sources, got {', '.join(unknown) or 'none'}")
     if faults:
         raise ValueError(_listed([*faults, f"there are {', '.join(there)}"]))
-    for names in wanted.values():
-        chosen = set(modules if names is None else names)
-        yield {label: module for label, module in modules.items() if {label, sources.get(label)} & chosen}
+    for names in chosen.values():
+        own = set(modules if names is None else names)
+        yield {label: module for label, module in modules.items() if {label, sources.get(label)} & own}
 
 
 def _for_all(modules: dict[str, AnomalibDataModule], action: Callable[[AnomalibDataModule], None]) -> None:

@@ -94,7 +94,7 @@ class ExtremeResults(InpVisualizer):
         for category, kinds in self._merged(found).items():
             path = Path(folder) / f"{category or 'images'}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._sheet(kinds, crop_box).save(path)
+            gallery([self._sheet(kinds, crop_box)], title=category or None).save(path)
 
     def _merged(self, found: list[Sheets]) -> Sheets:
         merged: Sheets = {}

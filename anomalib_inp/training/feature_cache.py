@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 import anomalib_inp
 from anomalib_inp.cache_folder import cache_folder
-from anomalib_inp.data.checks import DataError
+from anomalib_inp.data.checks import DataError, is_repeatable
 from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.preprocessing import InpPreProcessor
 from anomalib_inp.training.feature_file import DTYPES, is_complete, map_features, num_bytes, write_features
@@ -184,14 +184,12 @@ def cacheable(trainer: Trainer, pl_module: LightningModule) -> tuple[InpPreProce
     if not isinstance(pre_processor, InpPreProcessor):
         msg = f"The feature cache needs an InpPreProcessor, got {type(pre_processor).__name__}. {WITHOUT}"
         raise DataError(msg)
-    try:
-        transform_to_spec(images.augmentations)
-    except ValueError as error:
+    if not is_repeatable(images.augmentations):
         msg = (
             f"The training images are augmented by {images.augmentations}, which may give other images in every epoch; "
             f"cached features would freeze the first. Leave out --data.train_augmentations. {WITHOUT}"
         )
-        raise DataError(msg) from error
+        raise DataError(msg)
     return pre_processor, images
 
 

@@ -107,19 +107,26 @@ import torch
 from anomalib.engine import Engine
 from lightning import Callback, seed_everything
 
-from anomalib_inp import InpFormer, MultiCategory
+from anomalib_inp import InpFormer, InpPostProcessor, MultiCategory
 from anomalib_inp.evaluation.extremes import ExtremeResults
 
 data, encoder, folder, devices = *sys.argv[1:4], int(sys.argv[4])
 torch.set_num_threads(1)
 seed_everything(0)
 sheets = ExtremeResults(Path(folder, "sheets"))
-model = InpFormer("test_vit", encoder, image_size=64, map_size=64, visualizer=sheets)
+thresholds = InpPostProcessor(normal_image_quantile=0.5, normal_pixel_quantile=0.5)
+model = InpFormer("test_vit", encoder, image_size=64, map_size=64, visualizer=sheets, post_processor=thresholds)
 quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 engine = Engine(
     default_root_dir=folder, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", **quiet
 )
-images = MultiCategory("MVTecAD", data, num_workers=0, eval_batch_size=4, val_split_mode="same_as_test")
+arguments = {"root": data, "num_workers": 0, "eval_batch_size": 4}
+normal = MultiCategory("MVTecAD", val_split_mode="from_train", val_split_ratio=0.1, **arguments)
+engine.validate(model, datamodule=normal)
+of_normal = [[list(kind) for kind in kinds] for kinds in model.post_processor.ranges.values()]
+names = ("image_threshold", "image_min", "pixel_threshold", "pixel_min")
+common = [getattr(model.post_processor, name).item() for name in names]
+images = MultiCategory("MVTecAD", val_split_mode="same_as_test", **arguments)
 engine.validate(model, datamodule=images)
 for name, images_kept in (("exact", 2500), ("binned", 0)):
     model.evaluator.exact_images = images_kept
@@ -127,13 +134,16 @@ for name, images_kept in (("exact", 2500), ("binned", 0)):
     if engine.trainer.is_global_zero:
         (Path(engine.trainer.default_root_dir) / "metrics.json").rename(Path(folder, f"{name}.json"))
 ranges = {name: [list(kind) for kind in kinds] for name, kinds in model.post_processor.ranges.items()}
-Path(folder, f"ranges{engine.trainer.global_rank}.json").write_text(json.dumps(ranges))
+told = {**ranges, "of normal images": [common, *of_normal[0], *of_normal[1]]}
+Path(folder, f"ranges{engine.trainer.global_rank}.json").write_text(json.dumps(told))
 """
 
 
 def test_two_processes_measure_what_one_does(tiny_encoder_file: Path, tmp_path: Path) -> None:
     data = write_sample_data(tmp_path / "sample", categories=("brick", "grass"))
-    # An odd number of test images: the sampler hands one out twice.
+    # An odd number of test images, and of normal validation images: the sampler hands one out twice.
+    for image in sorted(data.glob("grass/train/good/*.png"))[:10]:
+        image.unlink()
     for image in data.glob("grass/test/*/*.png"):
         if image.stem != "000":
             image.unlink()
@@ -163,7 +173,7 @@ def test_two_processes_measure_what_one_does(tiny_encoder_file: Path, tmp_path: 
         for category, values in one[name].items():
             assert values == pytest.approx(two[name][category], abs=1e-6)
             assert values == pytest.approx(one["exact"][category], abs=1e-3)
-    assert list(one_ranges) == list(two_ranges) == ["brick", "grass"]
+    assert list(one_ranges) == list(two_ranges) == ["brick", "grass", "of normal images"]
     for name, kinds in one_ranges.items():
         for mine, other in zip(kinds, two_ranges[name], strict=True):
             assert mine == pytest.approx(other, rel=1e-5), name
@@ -189,3 +199,5 @@ def test_a_benchmark_runs_in_two_processes(
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("Report: ") == 1
     assert len(list((tmp_path / "single_class-InpFormer").glob("seed0/*/metrics.json"))) == 2
+    # Processes that made folders of their own would now and then make the same one.
+    assert len(list((tmp_path / "single_class-InpFormer").glob("seed0/*/InpFormer/MultiCategory/v*"))) == 2

@@ -15,7 +15,7 @@ from anomalib.data import PredictDataset
 from lightning import Callback
 from model_tester import SMALL, engine
 
-from anomalib_inp import InpFormer, InpFormerPlusPlus, MultiCategory
+from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPostProcessor, MultiCategory
 from anomalib_inp.data.checks import DataError
 from anomalib_inp.data.few_shot import NUM_VIEWS, few_shot_views
 from anomalib_inp.data.sample import CATEGORIES
@@ -118,6 +118,27 @@ def test_a_validation_chooses_thresholds_anew_for_what_it_sees(
     assert list(trained.post_processor.ranges) == ["grass"]
 
 
+@pytest.mark.parametrize(
+    ("category", "categories", "message"),
+    [
+        ("nut", ["brick", "grass"], "no thresholds of the category 'nut': the validation images are of brick, grass"),
+        ("brick", ["brick"], "the validation images are of one category, whose thresholds are the common ones"),
+    ],
+)
+def test_a_category_without_thresholds_is_refused_before_the_training(
+    category: str, categories: list[str], message: str, data, model, tmp_path: Path
+) -> None:
+    trained = model(post_processor=InpPostProcessor(category=category))
+    images = data(categories=categories, val_split_mode="from_train", val_split_ratio=0.5)
+    seen = Batches()
+    for start in ("fit", "validate"):
+        with pytest.raises(ValueError, match=message):
+            getattr(engine(tmp_path, max_epochs=1, callbacks=[seen]), start)(trained, datamodule=images)
+    assert not seen.seen
+    with pytest.raises(ValueError, match="which per_category=False says there are not"):
+        InpPostProcessor(category=category, per_category=False)
+
+
 def test_zero_shot_by_what_was_learnt_is_called_out(
     data, model, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -138,7 +159,8 @@ def test_labelled_anomalies_are_of_what_is_trained_on(data, model, tmp_path: Pat
         engine(tmp_path, max_steps=1, limit_val_batches=0).fit(trained, datamodule=data(**kwargs))
         return {Path(path).parts[0] for path in trained.labelled.digests}
 
-    assert drawn(train_on=["brick", "grass"], test_on=["grass", "gravel"]) == {"grass"}
+    with pytest.warns(UserWarning, match="no labelled anomalies of brick, which are trained on but not tested on"):
+        assert drawn(train_on=["brick", "grass"], test_on=["grass", "gravel"]) == {"grass"}
     with pytest.raises(DataError, match="but none of that is tested on"):
         drawn(train_on=["brick", "grass"], test_on=["gravel"])
 

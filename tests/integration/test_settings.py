@@ -29,8 +29,11 @@ def run(command: list[str], monkeypatch: pytest.MonkeyPatch) -> AnomalibCLI:
     return AnomalibCLI()
 
 
-def stacked(model: str, data: str, setting: str) -> list[str]:
-    files = (f"model/{model}", f"data/{data}", f"setting/{setting}")
+NAMES_ITS_DATA = ("super_multi_class", "zero_shot")
+
+
+def stacked(model: str, data: str | None, setting: str) -> list[str]:
+    files = (f"model/{model}", *([f"data/{data}"] if data else []), f"setting/{setting}")
     return ["train", *(word for name in files for word in ("--config", str(CONFIGS / f"{name}.yaml")))]
 
 
@@ -42,7 +45,7 @@ COMBINATIONS = [
     (model, data, setting)
     for model, data, setting in itertools.product(MODELS, DATA, SETTINGS)
     if sensible(model, setting)
-]
+] + [(model, None, setting) for model, setting in itertools.product(MODELS, NAMES_ITS_DATA)]
 
 
 def test_every_combination_parses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +104,6 @@ def test_every_setting_runs(
     [
         (stacked("inp_former", "mvtec_ad", "semi_supervised"), "labelled_anomalies"),
         (stacked("inp_former", "folder", "few_shot"), "shots"),
-        (stacked("inp_former", "folder", "zero_shot"), "sources"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(
@@ -111,3 +113,14 @@ def test_combinations_that_make_no_sense_are_refused(
         run(command, monkeypatch)
     assert ended.value.code
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "setting"), [("folder", "super_multi_class"), ("folder", "zero_shot"), ("real_iad", "zero_shot")]
+)
+def test_data_that_a_setting_does_not_use_are_refused(
+    data: str, setting: str, tiny_encoder_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ["--model.encoder", "test_vit", "--model.encoder_weights", str(tiny_encoder_file)]
+    with pytest.raises(ValueError, match=r"in root=.* is none of the sources, .*: give sources alone"):
+        run([*stacked("inp_former", data, setting), *small], monkeypatch)

@@ -36,7 +36,9 @@ def make(
     count: dict[str, int] | None = None,
     **data: Any,
 ) -> Benchmark:
-    data = {"source": "MVTecAD", "root": str(root), "categories": "all", "num_workers": 0, **data}
+    if "sources" not in data:
+        data = {"source": "MVTecAD", "root": str(root), **data}
+    data = {"categories": "all", "num_workers": 0, **data}
     return Benchmark(setting, data, model, output, {}, {}, **(count or {}))
 
 
@@ -76,6 +78,11 @@ def test_settings_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> 
         make("zero_shot", root, tmp_path, categories=["brick"])
     with pytest.raises(ValueError, match="not trained on, but grass would be both: give"):
         make("zero_shot", root, tmp_path, train_on=["brick", "grass"], test_on=["grass"])
+    twice = [Source("MVTecAD", str(root), name=name) for name in ("one", "other")]
+    with pytest.raises(ValueError, match="not trained on, but other/brick, other/grass would be both"):
+        make("zero_shot", root, tmp_path, sources=twice, train_on=["one"], test_on=["other"])
+    with pytest.raises(ValueError, match="not trained on, but 2 of them are there under two names"):
+        make("zero_shot", root, tmp_path, sources=twice)
     with pytest.raises(ValueError, match="single_class trains on each category that it tests on"):
         make("single_class", root, tmp_path, train_on=["brick"], test_on=["grass"])
     with pytest.raises(ValueError, match="shots is for few_shot, not for multi_class"):
@@ -89,6 +96,8 @@ def test_settings_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> 
     for arguments, message in (
         ({"default_root_dir": "."}, "a folder of its own: leave default_root_dir out"),
         ({"step": 2, "max_steps": 2}, "The trainer has no arguments step"),
+        ({"limit_test_batches": 2}, "tests on all images: leave limit_test_batches out"),
+        ({"fast_dev_run": True}, "tests on all images: leave fast_dev_run out"),
     ):
         with pytest.raises(ValueError, match=message):
             Benchmark("multi_class", {"root": str(root)}, "InpFormer", tmp_path, {}, arguments)
@@ -126,6 +135,15 @@ def test_published_numbers_stand_beside_the_measured_ones(tmp_path: Path) -> Non
     with (runs.folder / "report.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [(row["category"], row["seed"]) for row in table][:3] == [("bottle", "0"), ("cable", "0"), ("mean", "0")]
+
+
+def test_leaving_one_out_is_told_from_training_elsewhere(tmp_path: Path) -> None:
+    runs = make("zero_shot", tmp_path, tmp_path)
+    runs.folder.mkdir()
+    runs.report({0: rows(0.5, "bottle", "cable")})
+    text = (runs.folder / "report.md").read_text()
+    assert "(trained on Real-IAD)" in text
+    assert "each category is tested by a model of the other categories" in text
 
 
 def test_published_numbers_belong_to_what_can_be_run() -> None:
@@ -244,6 +262,11 @@ def test_a_benchmark_runs_once(
         assert list(json.loads((folder / "seed1" / category / "metrics.json").read_text())) == [category]
         with Image.open(folder / "seed1" / category / "images" / f"{category}.png") as sheet:
             assert sheet.height > 4 * 192  # two of the best and the worst, anomalous and normal
+        kept = sorted(path.name for path in (folder / "seed1" / category).rglob("*.ckpt"))
+        assert kept == ["finished.ckpt"]  # what was to resume from is large
+    told = (folder / "report.md").read_text()
+    assert "model: image_size=64, crop_size=None, encoder=test_vit, encoder_weights=" in told
+    assert "of the data: num_workers=0, train_batch_size=4; of the trainer: max_steps=2, accel" in told
     monkeypatch.setattr(benchmark, "_train_and_test", lambda *_: pytest.fail("this run is done"))
     assert run().splitlines()[-5:] == shown.splitlines()[-5:]
     with pytest.raises(SystemExit, match=r"with other arguments: model\.num_prototypes was None and is 3. Choose"):

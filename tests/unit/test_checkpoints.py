@@ -273,10 +273,12 @@ def test_thresholds_of_a_checkpoint(name: str, folder: Path) -> None:
         "image": state["post_processor._image_threshold"].item(),
         "pixel": state["post_processor._pixel_threshold"].item(),
         "normalized": True,
+        "categories": [],
     }
     assert set_thresholds(path, image=0.25) == {**shown, "image": 0.25}
-    assert set_thresholds(path, pixel=0.5, normalized=False) == {"image": 0.25, "pixel": 0.5, "normalized": False}
-    assert set_thresholds(path) == {"image": 0.25, "pixel": 0.5, "normalized": False}
+    moved = {"image": 0.25, "pixel": 0.5, "normalized": False, "categories": []}
+    assert set_thresholds(path, pixel=0.5, normalized=False) == moved
+    assert set_thresholds(path) == moved
     assert sorted(file.name for file in folder.iterdir()) == names
 
     # Nothing else has changed.
@@ -306,9 +308,10 @@ def test_thresholds_of_a_category(folder: Path) -> None:
     content = load(path)
     content["anomalib_post_processor_config"]["ranges"] = {"bolt": [[0.3, 0.1, 0.5], [0.2, 0.05, 0.4]]}
     torch.save(content, path)
-    assert set_thresholds(path, category="bolt") == {"image": 0.3, "pixel": 0.2, "normalized": True}
+    shown = {"image": 0.3, "pixel": 0.2, "normalized": True, "categories": ["bolt"]}
+    assert set_thresholds(path, category="bolt") == shown
     common = set_thresholds(path)
-    assert set_thresholds(path, pixel=0.25, category="bolt") == {"image": 0.3, "pixel": 0.25, "normalized": True}
+    assert set_thresholds(path, pixel=0.25, category="bolt") == {**shown, "pixel": 0.25}
     assert set_thresholds(path) == common
     model = InpFormer.load_from_checkpoint(path)
     assert model.post_processor.ranges == {"bolt": ((0.3, 0.1, 0.5), (0.25, 0.05, 0.4))}
@@ -330,8 +333,9 @@ def test_a_missing_threshold_follows_the_one_that_is_given(given: str, missing: 
     path = tmp_path / "inp.ckpt"
     convert_reference(GOLDEN / "model.pth", path)
     assert all(math.isnan(set_thresholds(path)[kind]) for kind in ("image", "pixel"))
-    assert set_thresholds(path, **{given: 0.25}) == {given: 0.25, missing: 0.25, "normalized": True}
-    assert set_thresholds(path, **{given: 0.5}) == {given: 0.5, missing: 0.25, "normalized": True}
+    shown = {given: 0.25, missing: 0.25, "normalized": True, "categories": []}
+    assert set_thresholds(path, **{given: 0.25}) == shown
+    assert set_thresholds(path, **{given: 0.5}) == {**shown, given: 0.5}
 
 
 @pytest.mark.parametrize("kind", ["image", "pixel"])

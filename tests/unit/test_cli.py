@@ -160,9 +160,14 @@ def test_convert_and_set_thresholds(run: Run, tmp_path: Path) -> None:
         "Scores: normalised",
     ]
     printed = run("threshold", checkpoint, "--image", 0.25, "--pixel", 0.5, "--normalized", "false")
-    expected = {"image": 0.25, "pixel": 0.5, "normalized": False}
+    expected = {"image": 0.25, "pixel": 0.5, "normalized": False, "categories": []}
     assert printed.splitlines() == ["Image threshold: 0.25", "Pixel threshold: 0.5", "Scores: raw"]
     assert checkpoints.set_thresholds(checkpoint) == expected
+    content = torch.load(checkpoint, weights_only=True)
+    content["anomalib_post_processor_config"]["ranges"] = {name: [[0.3, 0.1, 0.5]] * 2 for name in ("bolt", "nut")}
+    torch.save(content, tmp_path / "two.ckpt")
+    assert run("threshold", tmp_path / "two.ckpt").splitlines()[-1] == "With --category, those of: bolt, nut"
+    assert "With" not in run("threshold", tmp_path / "two.ckpt", "--category", "nut")
     post = InpFormer.load_from_checkpoint(checkpoint).post_processor
     assert (post.image_threshold, post.pixel_threshold) == (torch.tensor(0.25), torch.tensor(0.5))
     assert not post.enable_normalization

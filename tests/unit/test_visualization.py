@@ -150,10 +150,20 @@ def test_a_thin_scratch_in_a_large_mask_stays_visible(image: np.ndarray) -> None
 def test_headline_follows_score_and_verdict(image: np.ndarray) -> None:
     anomaly_map = square_map(WHOLE_IMAGE)
     arguments: list[dict[str, Any]] = [{}, {"score": 0.8}, {"score": 0.8, "anomalous": True}, {"anomalous": False}]
+    arguments += [{"anomalous": True, "truth": False}, {"anomalous": False, "truth": True}]
     strips = [np.asarray(draw_result(image, anomaly_map, **argument)) for argument in arguments]
     headlines = [strip[: strip.shape[0] - 256 - 40, :200] for strip in strips]
     assert (headlines[0] == 255).all()
     assert len({headline.tobytes() for headline in headlines}) == len(arguments)
+
+
+def test_a_right_verdict_is_not_marked(image: np.ndarray) -> None:
+    for anomalous in (True, False):
+        plain, told = (
+            np.asarray(draw_result(image, square_map(WHOLE_IMAGE), anomalous=anomalous, truth=truth))
+            for truth in (None, anomalous)
+        )
+        np.testing.assert_array_equal(plain, told)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16"])
@@ -276,6 +286,7 @@ class TestInpVisualizer:
             crop_box=CENTRE,
             score=0.9,
             anomalous=True,
+            name="bad/000.png",
             height=128,
         )
         np.testing.assert_array_equal(np.asarray(saved), np.asarray(expected))

@@ -10,6 +10,7 @@ from urllib.error import URLError
 import pytest
 import torch
 from anomalib.data import MVTecAD
+from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_inp.data import MultiCategory, Source
 from anomalib_inp.data.checks import DataError
@@ -166,6 +167,16 @@ def test_all_faults_are_named_at_once(root: Path, own: Path) -> None:
         ({"train_on": ["nut"]}, "train_on must name categories or sources, got nut\n- there are brick"),
         ({"train_on": ["nut"], "test_on": ["bolt"]}, "got nut\n- test_on must .* got bolt\n- there are brick, grass"),
         ({"sources": [Source("MVTecAD")], "categories": ["brick"]}, "belong to one source: name them in each"),
+        ({"shots": 1.5}, "shots must be a number of normal images"),
+        ({"shots": True}, "shots must be a number of normal images"),
+        ({"shots": 2, "train_augmentations": RandomHorizontalFlip()}, "drawn once and kept. Leave out train_augm"),
+        ({"seed": -1}, "seed must be a whole number that is not negative, got -1"),
+        ({"val_split_mode": "from_train", "val_split_ratio": 2}, "val_split_ratio must be a share of the images"),
+        ({"test_split_ratio": 0.0}, "test_split_ratio must be a share of the images"),
+        ({"categories": "brick,grass"}, r"no category brick,grass; .*; several are given as a list, '\[one, other\]'"),
+        ({"arguments": {"category": "brick"}}, "brick: category cannot be among the arguments: give root and"),
+        ({"sources": [Source("Visa", "visa")]}, "source=MVTecAD in root=.* is none of the sources, Visa in visa: give"),
+        ({"root": None, "sources": [Source("MVTecAD", name="a/b")]}, "a source cannot be called a/b"),
         ({"source": "MVTec3D"}, "there is no image data module MVTec3D; anomalib has AutoVI, BMAD, BTech"),
         ({"categories": ["nut"]}, "no category nut; there is brick, grass, gravel$"),
         ({"test_on": []}, "test_on must name categories or sources, got none"),
@@ -176,6 +187,34 @@ def test_all_faults_are_named_at_once(root: Path, own: Path) -> None:
 def test_what_makes_no_sense_is_refused(root: Path, arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ready(**{"source": "MVTecAD", "root": str(root), **arguments})
+
+
+def test_a_root_beside_sources_is_one_of_theirs(root: Path) -> None:
+    # what stacked settings come to: configs/data names one root, configs/setting several
+    sources = [Source("MVTecAD", str(root), [name], name=name) for name in CATEGORIES[:2]]
+    assert len(MultiCategory("MVTecAD", str(root), sources=sources).modules) == 2
+    with pytest.raises(ValueError, match="source=MPDD in root=None is none of the sources"):
+        MultiCategory("MPDD", sources=sources)
+
+
+def test_one_name_need_not_be_a_list(root: Path) -> None:
+    data = MultiCategory("MVTecAD", str(root), train_on="brick", test_on="grass")
+    assert (list(data.trained), list(data.tested)) == (["brick"], ["grass"])
+
+
+@pytest.mark.parametrize("folder", ["empty", "missing"])
+def test_validation_images_cannot_be_split_off_nothing(own: Path, folder: str) -> None:
+    shutil.rmtree(own / "grass" / "train")
+    if folder == "empty":
+        (own / "grass" / "train" / "good").mkdir(parents=True)
+    only = {"train_on": ["brick"], "test_on": ["brick", "grass"]}
+    assert set(ready("MVTecAD", str(own), **only).test_data.samples.category) == {"brick", "grass"}
+    with pytest.raises(DataError, match="grass: there are no images to train on"):
+        ready("MVTecAD", str(own))
+    for arguments in ({}, only):
+        message = "- grass: there are no normal training images, of which val_split_mode=from_train takes some$"
+        with pytest.raises(DataError, match=message):
+            ready("MVTecAD", str(own), val_split_mode="from_train", val_split_ratio=0.25, **arguments)
 
 
 def test_an_image_is_of_one_category(root: Path) -> None:
@@ -208,6 +247,32 @@ def test_before_a_download_all_are_those_of_the_data_set(tmp_path: Path) -> None
     assert len(MultiCategory("MVTecAD", str(tmp_path)).modules) == 15
     assert len(MultiCategory("Visa", str(tmp_path)).modules) == 12
     assert len(MultiCategory("RealIAD", str(tmp_path)).modules) == 30
+
+
+@pytest.mark.parametrize(("source", "below"), [("Visa", "visa_pytorch"), ("RealIAD", "realiad_256")])
+def test_all_are_those_in_the_folder(source: str, below: str, tmp_path: Path) -> None:
+    names = {"Visa": ["candle", "cashew"], "RealIAD": ["audiojack", "usb"]}[source]
+    for name in names:
+        (tmp_path / below / name).mkdir(parents=True)
+    assert list(MultiCategory(source, str(tmp_path)).modules) == names
+
+
+def test_mvtec_ad_2_is_read_with_its_normal_test_images(root: Path, tmp_path: Path) -> None:
+    can = tmp_path / "can"
+    defects = sorted((root / "brick" / "ground_truth").glob("*/*_mask.png"))[:2]
+    for place in ("train/good", "validation/good", "test_public/good"):
+        shutil.copytree(root / "brick" / "train" / "good", can / place)
+    for mask in defects:
+        for part, file in (
+            ("bad", mask.parents[2] / "test" / mask.parent.name / mask.name.replace("_mask", "")),
+            ("ground_truth/bad", mask),
+        ):
+            (can / "test_public" / part).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, can / "test_public" / part / file.name)
+    data = ready("MVTecAD2", str(tmp_path))
+    masks = [bool(data.test_data[index].gt_mask.any()) for index in range(len(data.test_data))]
+    assert sum(masks) == len(defects) == data.test_data.samples.label_index.sum()
+    assert len(data.train_data) == len(data.val_data) == len(masks) - len(defects)
 
 
 def test_all_warns_of_what_is_missing(own: Path, recwarn: pytest.WarningsRecorder) -> None:
