@@ -104,6 +104,8 @@ def test_every_setting_runs(
     [
         (stacked("inp_former", "mvtec_ad", "semi_supervised"), "labelled_anomalies"),
         (stacked("inp_former", "folder", "few_shot"), "shots"),
+        (stacked("inp_former", "folder", "single_class"), "categories"),
+        (stacked("inp_former", "folder", "multi_class"), "categories"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(
