@@ -166,8 +166,8 @@ class InpPostProcessor(PostProcessor):
     def _counted(self, trainer: Trainer, outputs: Batch) -> Any:
         """Leave out the images that another process counts."""
         table = self._categories
-        if table is None or not table.known(outputs):
-            return outputs
+        if table is None or not table.known(outputs) or len(table) < trainer.world_size:
+            return outputs  # a process without any image would not take part in choosing
         kept = table.counted(outputs.image_path, trainer)
         if kept.all():
             return outputs

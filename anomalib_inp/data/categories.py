@@ -44,6 +44,10 @@ class Categories:
             masked[number[category]] |= isinstance(mask, str) and bool(mask)
         self.has_masks = [has or not need for has, need in zip(masked, anomalous, strict=True)]
 
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._rows)
+
     def of(self, paths: Sequence[str]) -> Tensor:
         """Number of the category of each image, ``(B,)``: its place in ``names``."""
         return torch.tensor([self._rows[path][1] for path in paths])
