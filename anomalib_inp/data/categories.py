@@ -41,7 +41,9 @@ class Categories:
         anomalous, masked = [False] * len(self.names), [False] * len(self.names)
         for category, label, mask in zip(column, samples.label_index, masks, strict=True):
             anomalous[number[category]] |= label == LabelName.ABNORMAL
-            masked[number[category]] |= isinstance(mask, str) and bool(mask)
+            masked[number[category]] |= isinstance(mask, str | list) and bool(
+                mask
+            )  # MVTec LOCO has several of an image
         self.has_masks = [has or not need for has, need in zip(masked, anomalous, strict=True)]
 
     def __len__(self) -> int:

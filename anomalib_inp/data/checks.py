@@ -225,7 +225,8 @@ def _paths(dataset: AnomalibDataset) -> list[str]:
     """List the files that are read: no masks of normal images, of which BTech's table names some that are not there."""
     samples = dataset.samples
     masks = samples[samples.label_index == LabelName.ABNORMAL].mask_path if "mask_path" in samples else []
-    return [*samples.image_path, *(path for path in masks if isinstance(path, str) and path)]
+    several = (mask if isinstance(mask, list) else [mask] for mask in masks)  # MVTec LOCO has lists of them
+    return [*samples.image_path, *(path for paths in several for path in paths if isinstance(path, str) and path)]
 
 
 def check_headers(is_mask: Mapping[str, bool]) -> None:

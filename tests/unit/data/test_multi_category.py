@@ -5,15 +5,18 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
 import torch
 from anomalib.data import MVTecAD
+from PIL import Image
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_inp.data import MultiCategory, Source
-from anomalib_inp.data.checks import DataError
+from anomalib_inp.data.categories import Categories
+from anomalib_inp.data.checks import DataCheck, DataError
 from anomalib_inp.data.sample import CATEGORIES
 
 
@@ -273,6 +276,29 @@ def test_mvtec_ad_2_is_read_with_its_normal_test_images(root: Path, tmp_path: Pa
     masks = [bool(data.test_data[index].gt_mask.any()) for index in range(len(data.test_data))]
     assert sum(masks) == len(defects) == data.test_data.samples.label_index.sum()
     assert len(data.train_data) == len(data.val_data) == len(masks) - len(defects)
+
+
+def test_mvtec_loco_is_read_with_all_masks_of_an_image(root: Path, tmp_path: Path) -> None:
+    box = tmp_path / "breakfast_box"
+    mask = next((root / "brick" / "ground_truth").glob("*/000_mask.png"))
+    for place in ("train/good", "validation/good", "test/good", "test/logical_anomalies"):
+        shutil.copytree(root / "brick" / "train" / "good", box / place)
+    defects = sorted((box / "test" / "logical_anomalies").iterdir())
+    for defect in defects:
+        masks = box / "ground_truth" / "logical_anomalies" / defect.stem
+        masks.mkdir(parents=True)
+        shutil.copy(mask, masks / "000.png")
+        Image.open(mask).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(masks / "001.png")
+    data = ready("MVTecLOCO", str(tmp_path))
+    item = data.test_data[int(data.test_data.samples.label_index.argmax())]
+    assert torch.equal(item.gt_mask, item.gt_mask.flip(-1))
+    assert item.gt_mask.any()
+    assert Categories(data.test_data.samples).has_masks == [True]
+    (masks / "001.png").write_bytes(b"no image")
+    data.trainer = SimpleNamespace(datamodule=data)
+    module = SimpleNamespace(pre_processor=None, model=None)
+    with pytest.raises(DataError, match=r"001\.png"):
+        DataCheck().setup(data.trainer, module, "test")
 
 
 def test_all_warns_of_what_is_missing(own: Path, recwarn: pytest.WarningsRecorder) -> None:
