@@ -48,7 +48,10 @@ class JoinedDataset(AnomalibDataset):
     def __getitem__(self, index: int) -> ImageItem:
         """Read an image."""
         place = self.samples.iloc[index]
-        return self.parts[place.part][place.row]
+        item = self.parts[place.part][place.row]
+        if isinstance(place.get("mask_path"), list):
+            item.mask_path = None  # of several, anomalib names the first, which would be drawn for all
+        return item
 
     @property
     def collate_fn(self) -> Callable[[list[ImageItem]], ImageBatch]:

@@ -293,6 +293,7 @@ def test_mvtec_loco_is_read_with_all_masks_of_an_image(root: Path, tmp_path: Pat
     item = data.test_data[int(data.test_data.samples.label_index.argmax())]
     assert torch.equal(item.gt_mask, item.gt_mask.flip(-1))
     assert item.gt_mask.any()
+    assert item.mask_path is None  # the visualizer draws the masks themselves, not the first file
     assert Categories(data.test_data.samples).has_masks == [True]
     (masks / "001.png").write_bytes(b"no image")
     data.trainer = SimpleNamespace(datamodule=data)
