@@ -20,6 +20,7 @@ from urllib.parse import quote
 import anomalib.data
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
 from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
@@ -128,6 +129,9 @@ class Benchmark:
         if "seed" in data:
             msg = "Every run has a seed of its own: leave seed out of the arguments of the data, and give seeds."
             raise ValueError(msg)
+        if data.get("val_split_mode") is not None:
+            msg = "A benchmark tests on all images and validates on none: leave val_split_mode out."
+            raise ValueError(msg)
         if taken := [name for name in own if name in model_args or data.get(name) is not None]:
             msg = f"{setting} says {', '.join(f'{name}={own[name]}' for name in taken)} itself: leave it out."
             raise ValueError(msg)
@@ -151,7 +155,7 @@ class Benchmark:
         self.trainer_args = dict(trainer_args)
         self.title = f"{setting}_{count}" if setting in counts else str(setting)
         self.folder = output / f"{self.title}-{model}"
-        modules = _made(MultiCategory, self.data)
+        modules = _data(self.data)
         self.trained, self.tested = list(modules.trained), list(modules.tested)
         self.leaves_one_out = setting == "zero_shot" and modules.trained == modules.tested
         trained = [_images_of(module) for module in modules.trained.values()]
@@ -224,7 +228,7 @@ class Benchmark:
         seed_everything(run.seed, workers=True, verbose=False)
         pictures = ExtremeResults(folder / "images")
         model = _made(MODELS[self.model], {**self.model_args, **run.model, "visualizer": pictures})
-        data = _made(MultiCategory, {**self.data, **run.data, "seed": run.seed})
+        data = _data({**self.data, **run.data, "seed": run.seed})
         # anomalib makes a new folder for every process, and fails where two make the same; only the first writes there.
         root = folder if rank_zero_only.rank == 0 else Path(tempfile.mkdtemp())
         return model, data, Engine(default_root_dir=root, **{**TRAINER, **self.trainer_args})
@@ -341,6 +345,15 @@ def benchmark(
         return
     console.print(metrics_table(runs.report(results)))
     console.print(Text(f"Report: {runs.folder / 'report.md'}"))
+
+
+def _data(arguments: Mapping[str, Any]) -> MultiCategory:
+    """Build the data; what a data module would keep for validation stays among the images of training and test."""
+    data = _made(MultiCategory, arguments)
+    for module in data.modules.values():
+        if module.val_split_mode in {ValSplitMode.FROM_TEST, ValSplitMode.FROM_TRAIN}:
+            module.val_split_mode = ValSplitMode.NONE
+    return data
 
 
 def _images_of(module: AnomalibDataModule) -> tuple[Path, str]:

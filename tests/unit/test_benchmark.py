@@ -275,6 +275,29 @@ def test_a_benchmark_runs_once(
         run("--shots", "2")
 
 
+def test_all_images_are_tested_whatever_a_data_module_keeps_for_validation(root: Path, tmp_path: Path) -> None:
+    arguments = {
+        "normal_dir": "train/good",
+        "normal_test_dir": "test/good",
+        "abnormal_dir": ["test/hole", "test/stain"],
+    }
+    there = [
+        len(list((root / "brick" / folder).glob("*.png"))) for folder in ("train/good", *arguments["abnormal_dir"])
+    ]
+    there.append(len(list((root / "brick" / "test" / "good").glob("*.png"))))
+    runs = make("multi_class", root, tmp_path, source="Folder", categories=["brick"], arguments=arguments)
+    tested = []
+    for run in runs.runs((1, 2)):
+        data = benchmark._data({**runs.data, **run.data, "seed": run.seed})
+        data.setup()
+        assert len(data.train_data) == there[0]
+        assert len(data.test_data) == sum(there[1:])
+        tested.append(sorted(data.test_data.samples.image_path))
+    assert tested[0] == tested[1]  # so that seeds compare
+    with pytest.raises(ValueError, match="validates on none: leave val_split_mode out"):
+        make("multi_class", root, tmp_path, val_split_mode="from_test")
+
+
 def test_arguments_that_do_not_fit_leave_nothing(root: Path, tmp_path: Path) -> None:
     runs = Benchmark("multi_class", {"root": str(root)}, "InpFormer", tmp_path, {"colour": "red"}, {})
     (run,) = runs.runs([0])
