@@ -43,6 +43,8 @@ class InpPostProcessor(PostProcessor):
     category is known, because it comes from the data module, is read by those of its category; all others, and what an
     exported model sees, by those of ``category``, or else by the common ones.
 
+    Several processes choose the thresholds of one: an image that Lightning hands out twice is counted once.
+
     Args:
         normal_image_quantile: Without anomalous validation images: this quantile of the normal images' scores is the
             image threshold.
@@ -57,8 +59,6 @@ class InpPostProcessor(PostProcessor):
 
     Attributes:
         ranges: By category: threshold, lowest and highest validation value of scores, and the same of pixels.
-
-    Several processes choose the thresholds of one: an image that Lightning hands out twice is counted once.
 
     Raises:
         ValueError: A quantile or sensitivity outside [0, 1]; a category without thresholds of its own.
@@ -231,14 +231,14 @@ class InpPostProcessor(PostProcessor):
         """Prepare for the categories of the validation images."""
         self._categories = Categories.of_data(trainer, "val_data")
         self._category_ranges = None
-        if self._categories is not None and self._chooses_by_category():
+        if names := self._with_thresholds(self._categories):
             quantiles = (self.normal_image_quantile, self.normal_pixel_quantile)
-            self._category_ranges = CategoryRanges(len(self._categories.names), *quantiles).to(pl_module.device)
+            self._category_ranges = CategoryRanges(len(names), *quantiles).to(pl_module.device)
 
-    def _chooses_by_category(self) -> bool:
-        """Whether the validation images are of several categories, or those of one of several are chosen anew."""
-        names = [] if self._categories is None else self._categories.names
-        return self.per_category and (len(names) > 1 or bool(names and self.ranges))
+    def _with_thresholds(self, table: Categories | None) -> list[str]:
+        """Which categories a validation gives thresholds of their own: of several, or one of several anew."""
+        names = table.names if table is not None and self.per_category else []
+        return names if len(names) > 1 or self.ranges else []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn early where thresholds will be missing or too good.
@@ -258,10 +258,11 @@ class InpPostProcessor(PostProcessor):
 
     def _check_category(self, trainer: Trainer) -> None:
         """Refuse to wait for the thresholds of a category that is not among the validation images."""
-        self._categories = Categories.of_data(trainer, "val_data")
-        names = self._categories.names if self._categories is not None and self._chooses_by_category() else []
+        if self.category is None:
+            return
+        names = self._with_thresholds(Categories.of_data(trainer, "val_data"))
         kept = [] if trainer.state.fn == TrainerFn.FITTING else self.ranges
-        if self.category is not None and self.category not in {*names, *kept}:
+        if self.category not in {*names, *kept}:
             msg = (
                 f"There will be no thresholds of the category {self.category!r}: the validation images are of "
                 f"{', '.join(names) or 'one category, whose thresholds are the common ones: leave category out'}."

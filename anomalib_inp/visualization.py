@@ -222,10 +222,10 @@ class InpVisualizer(ImageVisualizer):
         datamodule = getattr(trainer, "datamodule", None)
         table = self._known(batch)
         for index, item in enumerate(batch):
-            # By now the batch holds what the model saw: without a file, the image is the crop itself.
             category = table.name_of(item.image_path) if table and len(table.names) > 1 else ""
-            name = "/".join([category, *Path(item.image_path or "").parts[-2:]]).strip("/")
-            strip = self._draw(item, crop_box if item.image_path else WHOLE_IMAGE, name)
+            # By now the batch holds what the model saw: without a file, the image is the crop itself.
+            box, name = crop_box if item.image_path else WHOLE_IMAGE, short_name(item.image_path, category)
+            strip = self._draw(item, box, name)
             if strip is None:
                 continue
             path = generate_output_filename(
@@ -269,6 +269,11 @@ class InpVisualizer(ImageVisualizer):
             vmax=vmax,
             height=self.panel_height,
         )
+
+
+def short_name(path: str | None, category: str = "") -> str:
+    """Name an image by its category, where there are several, its folder and its file."""
+    return "/".join(part for part in (category, *Path(path or "").parts[-2:]) if part)
 
 
 def _item_image(item: ImageItem | NumpyImageItem) -> Image.Image:

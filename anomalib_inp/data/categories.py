@@ -41,9 +41,8 @@ class Categories:
         anomalous, masked = [False] * len(self.names), [False] * len(self.names)
         for category, label, mask in zip(column, samples.label_index, masks, strict=True):
             anomalous[number[category]] |= label == LabelName.ABNORMAL
-            masked[number[category]] |= isinstance(mask, str | list) and bool(
-                mask
-            )  # MVTec LOCO has several of an image
+            # MVTec LOCO has several masks of an image; a missing one may be None or NaN.
+            masked[number[category]] |= isinstance(mask, str | list) and bool(mask)
         self.has_masks = [has or not need for has, need in zip(masked, anomalous, strict=True)]
 
     def __len__(self) -> int:

@@ -8,7 +8,6 @@ import inspect
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
@@ -137,15 +136,15 @@ class MultiCategory(AnomalibDataModule):
         if sources and categories != "all":
             msg = f"categories={categories} belong to one source: name them in each of sources."
             raise ValueError(msg)
-        alone = Source(source, root, categories, arguments or {})
-        if sources and (root or arguments or source != Source.source) and not any(map(partial(_same, alone), sources)):
+        among = any(one.source == source and root in {None, one.root} for one in sources or ())
+        if sources and not among and (root or arguments or source != Source.source):
             there = ", ".join(f"{one.source} in {one.root}" for one in sources)
             msg = (
                 f"source={source} in root={root} is none of the sources, {there}: give sources alone, each with its "
                 "root and arguments, or no sources."
             )
             raise ValueError(msg)
-        given = sources or [alone]
+        given = sources or [Source(source, root, categories, arguments or {})]
         self.modules = _modules(given, {**splits, "seed": seed, "num_workers": 0})
         self.trained, self.tested = _chosen({"train_on": train_on, "test_on": test_on}, self.modules)
         roots = [str(Path(module.root).absolute()) for module in self.modules.values()]
@@ -354,11 +353,6 @@ def _categories_of(source: Source, kind: type[AnomalibDataModule]) -> tuple[list
         hint = "; several are given as a list, '[one, other]'" if any("," in name for name in wrong) else ""
         return [], [f"{source.source} in {root} has no category {', '.join(wrong)}; there is {names}{hint}"]
     return wanted, []
-
-
-def _same(one: Source, other: Source) -> bool:
-    """Whether the data set of a source is that of another, as far as the one is told."""
-    return one.source == other.source and one.root in {None, other.root}
 
 
 def _is_folder(path: Path) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import distributed
 
 from anomalib_inp.preprocessing import WHOLE_IMAGE, CropBox
-from anomalib_inp.visualization import InpVisualizer, gallery
+from anomalib_inp.visualization import InpVisualizer, gallery, short_name
 
 
 class _Shown(NamedTuple):
@@ -94,7 +94,7 @@ class ExtremeResults(InpVisualizer):
         for category, kinds in self._merged(found).items():
             path = Path(folder) / f"{category or 'images'}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            gallery([self._sheet(kinds, crop_box)], title=category or None).save(path)
+            self._sheet(category, kinds, crop_box).save(path)
 
     def _merged(self, found: list[Sheets]) -> Sheets:
         merged: Sheets = {}
@@ -111,7 +111,7 @@ class ExtremeResults(InpVisualizer):
             del known[self.keep :]
         return merged
 
-    def _sheet(self, kinds: dict[str, list[_Shown]], crop_box: CropBox) -> Image.Image:
+    def _sheet(self, category: str, kinds: dict[str, list[_Shown]], crop_box: CropBox) -> Image.Image:
         maps = [one.item.anomaly_map for shown in kinds.values() for one in shown]
         low, high = min(map_.min().item() for map_ in maps), max(map_.max().item() for map_ in maps)
         parts = []
@@ -120,7 +120,7 @@ class ExtremeResults(InpVisualizer):
                 self._draw(
                     one.item,
                     crop_box,
-                    name="/".join(Path(one.item.image_path or "").parts[-2:]),
+                    name=short_name(one.item.image_path),
                     vmin=low,
                     vmax=max(high, low + 1e-6),
                 )
@@ -128,4 +128,4 @@ class ExtremeResults(InpVisualizer):
             ]
             if pictures := [picture for picture in drawn if picture is not None]:
                 parts.append(gallery(pictures, title=kind))
-        return gallery(parts, columns=2)
+        return gallery(parts, columns=2, title=category or None)
