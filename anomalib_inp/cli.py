@@ -132,7 +132,7 @@ def benchmark(
     source: str = "MVTecAD",
     root: str | None = None,
     categories: list[str] | str = "all",
-    sources: list[Source] | None = None,
+    sources: tuple[Source, ...] | None = None,
     train_on: list[str] | None = None,
     test_on: list[str] | None = None,
     model: Literal["InpFormer", "InpFormerPlusPlus"] = "InpFormer",

@@ -77,7 +77,8 @@ class MultiCategory(AnomalibDataModule):
         root: str | None = None,
         categories: list[str] | str = "all",
         arguments: dict[str, Any] | None = None,
-        sources: list[Source] | None = None,
+        # No list: jsonargparse would fill its entries up from those that stood in their places in an earlier file.
+        sources: tuple[Source, ...] | None = None,
         train_on: list[str] | str | None = None,
         test_on: list[str] | str | None = None,
         shots: int | None = None,

@@ -68,7 +68,7 @@ def main() -> None:
         draw("multi_class", root, folder)
         draw("single_class", root, folder, categories=["brick"])
         stones = Source("MVTecAD", str(root), ["gravel"], name="stones")
-        draw("super_multi_class", root, folder, sources=[Source("MVTecAD", str(root), list(CATEGORIES[:2])), stones])
+        draw("super_multi_class", root, folder, sources=(Source("MVTecAD", str(root), list(CATEGORIES[:2])), stones))
         draw("few_shot", root, folder, shots=2)
         zero = {"train_on": ["brick", "grass"], "test_on": ["gravel"]}
         draw("zero_shot", root, folder, model={"map": "prototype_distance"}, **zero)

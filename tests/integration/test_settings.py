@@ -99,6 +99,21 @@ def test_every_setting_runs(
     assert all(len(values) == 7 for values in told.values())
 
 
+def test_sources_replace_those_of_an_earlier_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As many sources as in the file, whose third has arguments; and a file over a file.
+    mine = [{"source": "Visa", "root": "a"}, {"source": "BTech", "root": "b"}, {"source": "MPDD", "root": "c"}]
+    later = tmp_path / "later.yaml"
+    later.write_text(json.dumps({"data": {"init_args": {"sources": mine}}}))
+    for given in (["--data.sources", json.dumps(mine)], ["--config", str(later)]):
+        with pytest.raises(SystemExit) as ended:
+            run([*stacked("inp_former", None, "super_multi_class"), *given, "--print_config"], monkeypatch)
+        assert not ended.value.code
+        got = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["sources"]
+        assert got == [{**source, "categories": "all", "arguments": {}, "name": ""} for source in mine]
+
+
 @pytest.mark.parametrize(
     ("command", "reason"),
     [

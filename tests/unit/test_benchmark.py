@@ -92,7 +92,7 @@ def test_settings_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="shots is for few_shot, not for multi_class"):
         make("multi_class", root, tmp_path, shots=2)
     with pytest.raises(ValueError, match="needs several data sets"):
-        make("super_multi_class", root, tmp_path, sources=[Source("MVTecAD", str(root))])
+        make("super_multi_class", root, tmp_path, sources=(Source("MVTecAD", str(root)),))
     for arguments, message in (
         ({"default_root_dir": "."}, "a folder of its own: leave default_root_dir out"),
         ({"step": 2, "max_steps": 2}, "The trainer has no arguments step"),

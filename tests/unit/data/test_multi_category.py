@@ -76,7 +76,7 @@ def test_all_categories_of_a_folder(root: Path) -> None:
 
 def test_different_classes_join_and_missing_masks_are_empty(root: Path, tmp_path: Path) -> None:
     folder = plain_folder(make_parts(root, tmp_path))
-    data = ready(sources=[Source("MVTecAD", str(root), list(CATEGORIES[1:])), folder])
+    data = ready(sources=(Source("MVTecAD", str(root), list(CATEGORIES[1:])), folder))
     assert sorted(set(data.test_data.samples.category)) == [
         "Folder/parts",
         *(f"MVTecAD/{name}" for name in sorted(CATEGORIES[1:])),
@@ -136,11 +136,11 @@ def test_shots_are_drawn_with_a_seed_and_listed(root: Path, caplog: pytest.LogCa
 def test_all_faults_are_named_at_once(root: Path, own: Path) -> None:
     with pytest.raises(ValueError, match=r"no image data module Nope") as caught:
         MultiCategory(
-            sources=[
+            sources=(
                 Source("Nope"),
                 Source("MVTecAD", str(root), ["brick", "nut", "bolt"]),
                 Source("Folder", str(root), ["grass"]),
-            ]
+            )
         )
     assert "no category nut, bolt; there is" in str(caught.value)
     assert "Folder/grass: " in str(caught.value)
