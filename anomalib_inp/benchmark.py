@@ -29,8 +29,10 @@ from rich.text import Text
 
 import anomalib_inp
 from anomalib_inp import InpFormer, InpFormerPlusPlus, MultiCategory
+from anomalib_inp.checkpoints import read_checkpoint
 from anomalib_inp.data import Source
 from anomalib_inp.data.categories import MEAN
+from anomalib_inp.data.labelled import digest
 from anomalib_inp.data.multi_category import categories_of
 from anomalib_inp.evaluation.extremes import ExtremeResults
 from anomalib_inp.evaluation.metrics import COLUMNS
@@ -44,6 +46,17 @@ PROTOCOL = {"image_size": 448, "crop_size": 392}
 
 PARTIAL = ("fast_dev_run", "limit_test_batches")
 """Arguments of the trainer that leave images out of the test."""
+
+INDIFFERENT = {
+    "model.feature_cache_dir",
+    "data.num_workers",
+    "data.eval_batch_size",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+}
+"""Arguments that change no number: a run may go on with others."""
 
 TRAINER: dict[str, Any] = {"devices": 1, "logger": False, "limit_val_batches": 0}
 """Metrics need no thresholds, so nothing is validated."""
@@ -219,20 +232,21 @@ class Benchmark:
             )
             raise ValueError(msg)
         if not (folder / "metrics.json").is_file():
-            model, data, engine = self._build(run, folder)  # arguments that do not fit fail here, and leave nothing
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(told, json.dumps(said, indent=1) + "\n")
-            _train_and_test(model, data, engine, folder)
+            with tempfile.TemporaryDirectory() as elsewhere:
+                # anomalib makes a folder in every process, and stops where two make the same at once.
+                root = folder if rank_zero_only.rank == 0 else Path(elsewhere)
+                model, data, engine = self._build(run, root)  # arguments that do not fit fail here, and leave nothing
+                folder.mkdir(parents=True, exist_ok=True)
+                _write(told, json.dumps(said, indent=1) + "\n")
+                _train_and_test(model, data, engine, folder)
         rows = json.loads((folder / "metrics.json").read_text())
         return {name: _known(values) for name, values in rows.items() if name != MEAN}
 
-    def _build(self, run: Run, folder: Path) -> tuple[InpFormer | InpFormerPlusPlus, MultiCategory, Engine]:
+    def _build(self, run: Run, root: Path) -> tuple[InpFormer | InpFormerPlusPlus, MultiCategory, Engine]:
         seed_everything(run.seed, workers=True, verbose=False)
-        pictures = ExtremeResults(folder / "images")
+        pictures = ExtremeResults(self.folder / run.name / "images")
         model = _made(MODELS[self.model], {**self.model_args, **run.model, "visualizer": pictures})
         data = _data({**self.data, **run.data, "seed": run.seed})
-        # anomalib makes a new folder for every process, and fails where two make the same; only the first writes there.
-        root = folder if rank_zero_only.rank == 0 else Path(tempfile.mkdtemp())
         return model, data, Engine(default_root_dir=root, **{**TRAINER, **self.trainer_args})
 
     def _describe(self, run: Run) -> dict[str, Any]:
@@ -244,7 +258,8 @@ class Benchmark:
             {**asdict(source), "root": source.root and str(Path(source.root).absolute())}
             for source in data.get("sources") or []
         ]
-        arguments = {"model": {**self.model_args, **run.model}, "data": data, "trainer": self.trainer_args}
+        model = {name: _with_content(value) for name, value in {**self.model_args, **run.model}.items()}
+        arguments = {"model": model, "data": data, "trainer": self.trainer_args}
         return {"setting": self.title, "class": self.model, "seed": run.seed, **arguments}
 
     def report(self, seeds: Mapping[int, Rows]) -> Rows:
@@ -374,6 +389,8 @@ def _made(kind: Callable[..., T], arguments: Mapping[str, Any]) -> T:
 def _train_and_test(model: InpFormer | InpFormerPlusPlus, data: MultiCategory, engine: Engine, folder: Path) -> None:
     """Train, or go on where a training was stopped, and keep the metrics in the folder."""
     stopped = _checkpoints(folder)
+    if stopped:
+        _check_readable(stopped[-1])
     engine.fit(model, datamodule=data, ckpt_path=stopped[-1] if stopped else None)
     engine.test(model, datamodule=data)
     found = Path(engine.trainer.default_root_dir)
@@ -390,6 +407,14 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/*/v*/weights/lightning/model.ckpt"), key=lambda path: path.stat().st_mtime)
 
 
+def _check_readable(checkpoint: Path) -> None:
+    try:
+        read_checkpoint(checkpoint, mmap=True)
+    except ValueError as fault:
+        msg = f"{fault} Without it the run begins anew: remove it."
+        raise ValueError(msg) from fault
+
+
 def _write(path: Path, text: str) -> None:
     """Write a file in one step: another process reads all of it or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -403,7 +428,14 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
         keys = sorted(before.keys() | now.keys())
         below = f"{name}." if name else ""
         return [fault for key in keys for fault in _differences(before.get(key), now.get(key), f"{below}{key}")]
-    return [] if before == now else [f"{name} was {before} and is {now}"]
+    return [] if before == now or name in INDIFFERENT else [f"{name} was {before} and is {now}"]
+
+
+def _with_content(value: Any) -> Any:
+    """Tell a file, such as the encoder's weights, by its content too; another one may come to lie in its place."""
+    if not isinstance(value, str | Path) or not Path(value).is_file():
+        return value
+    return f"{Path(value).absolute()}, {digest(Path(value))}"
 
 
 def _known(values: Mapping[str, float | None]) -> dict[str, float]:

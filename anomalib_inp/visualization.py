@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from anomalib_inp.data.categories import Categories
 from anomalib_inp.preprocessing import WHOLE_IMAGE, CropBox
+from anomalib_inp.results_folder import results_folder
 
 _PAPER, _LINE, _INK, _FAINT = (255, 255, 255), (208, 212, 218), (32, 36, 42), (104, 112, 122)
 _TRUTH, _FOUND, _FINE, _WRONG = (0, 214, 143), (235, 32, 38), (0, 128, 72), (176, 92, 0)
@@ -167,6 +168,7 @@ class InpVisualizer(ImageVisualizer):
     def __init__(self, output_dir: str | Path | None = None, panel_height: int = 256) -> None:
         super().__init__(output_dir=output_dir)
         self.panel_height = panel_height
+        self._root = Path()
         self._categories: Categories | None = None
 
     def visualize(
@@ -198,8 +200,9 @@ class InpVisualizer(ImageVisualizer):
         raise TypeError(msg)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look up the categories of the images: those of several are put into folders of their own."""
+        """Look up the results folder, and the categories of the images: several have folders of their own."""
         super().setup(trainer, pl_module, stage)
+        self._root = results_folder(trainer)
         self._categories = Categories.of_data(trainer, "test_data")
 
     def on_test_batch_end(
@@ -218,7 +221,7 @@ class InpVisualizer(ImageVisualizer):
         """
         del outputs
         crop_box = getattr(getattr(pl_module, "pre_processor", None), "crop_box", WHOLE_IMAGE)
-        output_dir = self.output_dir or Path(trainer.default_root_dir) / "images"
+        output_dir = self.output_dir or self._root / "images"
         datamodule = getattr(trainer, "datamodule", None)
         table = self._known(batch)
         for index, item in enumerate(batch):

@@ -36,8 +36,8 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     """Compare images and masks of folders, before anomalib pairs them by position.
 
     Raises:
-        DataError: In the layout of MVTec AD, a mask has no image or an image has no mask; in folders of any name, there
-            are more of one than of the other.
+        DataError: In the layout of MVTec AD, a mask has no image or an image has no mask, or all images are of a format
+            that is not read; in folders of any name, there are more of one than of the other.
     """
     if isinstance(datamodule, Folder):
         _count_masks(datamodule)
@@ -46,18 +46,24 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     folder = Path(datamodule.root, datamodule.category)
     if not (folder / "test").is_dir():
         return
-    if ignored := [path for path in image_files(folder) if path.suffix not in IMG_EXTENSIONS]:
+    images = image_files(folder)
+    if ignored := [path for path in images if path.suffix not in IMG_EXTENSIONS]:
         kinds = ", ".join(sorted({path.suffix for path in ignored}))
-        rank_zero_warn(
+        msg = (
             f"{type(datamodule).__name__} reads {' and '.join(IMG_EXTENSIONS)} alone: {len(ignored)} files ({kinds}) "
             f"of {folder} are left out. Convert them, or name the folders of images to the data module Folder."
         )
+        if len(ignored) == len(images):
+            raise DataError(msg)
+        rank_zero_warn(msg)
     faults = []
+    found = 0
     for defect in sorted({path.name for part in ("test", "ground_truth") for path in (folder / part).glob("*")}):
         if defect == "good" or defect.startswith("."):
             continue
         images = {path.stem: path for path in _files(folder / "test" / defect)}
         masks = {path.stem.removesuffix("_mask"): path for path in _files(folder / "ground_truth" / defect)}
+        found += len(masks)
         faults += [f"{images[stem]} has no mask" for stem in sorted(images.keys() - masks.keys())]
         faults += [f"the mask {masks[stem]} has no image" for stem in sorted(masks.keys() - images.keys())]
     if faults:
@@ -65,6 +71,8 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
             f"Every image in test/<defect> needs its mask in ground_truth/<defect>, NNN.png and NNN_mask.png: "
             f"{some_of(faults)}. Add what is missing or remove what is left over."
         )
+        if not found:
+            msg += " Images without any masks are read by the data module Folder, and have image metrics alone."
         raise DataError(msg)
 
 

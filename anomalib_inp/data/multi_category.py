@@ -198,7 +198,10 @@ class MultiCategory(AnomalibDataModule):
                     raise
                 # anomalib splits validation images off nothing
                 mode = module.val_split_mode.value
-                msg = f"there are no normal training images, of which val_split_mode={mode} takes some"
+                msg = (
+                    f"there are no normal training images, of which val_split_mode={mode} takes some; same_as_test and "
+                    "from_test need none"
+                )
                 raise DataError(msg) from fault
             if isinstance(module, MVTecAD2):
                 module.test_data = module.test_public_data  # setup() takes the normal images out of the former

@@ -44,6 +44,7 @@ from anomalib_inp.post_processing import InpPostProcessor
 from anomalib_inp.preprocessing import InpPreProcessor, as_pair, resolve_sizes
 from anomalib_inp.scoring.anomaly_map import INP_FORMER_MAPS
 from anomalib_inp.scoring.detector import InpDetector
+from anomalib_inp.results_folder import OneFolder
 from anomalib_inp.training.callbacks import training_callbacks
 from anomalib_inp.training.feature_cache import CacheDtype, FeatureCache
 from anomalib_inp.training.recipe import Recipe
@@ -222,7 +223,7 @@ class InpModel(InpExport, _Module):
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
         cache = [] if self.feature_cache is None else [self.feature_cache]
-        return [*super().configure_callbacks(), DataCheck(), *cache, *training_callbacks()]
+        return [*super().configure_callbacks(), OneFolder(), DataCheck(), *cache, *training_callbacks()]
 
     def prepare_data(self) -> None:
         """Look at the folder of the data before anomalib reads it."""

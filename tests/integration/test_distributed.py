@@ -179,6 +179,30 @@ def test_two_processes_measure_what_one_does(tiny_encoder_file: Path, tmp_path: 
             assert mine == pytest.approx(other, rel=1e-5), name
 
 
+def test_two_processes_share_one_folder(
+    tiny_encoder_file: Path, write_small_sample: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = write_small_sample(tmp_path / "sample", categories=("brick", "grass"))
+    anomalib = Path(sys.executable).with_name("anomalib")
+    command = [str(anomalib), "train", "--model", "InpFormer", "--model.encoder", "test_vit", "--model.image_size", "64"]
+    command += ["--model.encoder_weights", str(tiny_encoder_file), "--data", "MultiCategory", "--data.root", str(data)]
+    command += ["--data.num_workers", "0", "--data.train_batch_size", "2", "--trainer.accelerator", "cpu"]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_steps", "1"]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+    result = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    home = tmp_path / "results/InpFormer/MultiCategory"
+    assert sorted(path.name for path in home.iterdir()) == ["latest", "v0"]
+    latest = home / "latest"
+    assert latest.resolve() == home / "v0"
+    assert (latest / "weights/lightning/finished.ckpt").is_file()
+    assert (latest / "metrics.json").is_file()
+    tested = [path for category in ("brick", "grass") for path in data.glob(f"{category}/test/*/*.png")]
+    assert len(list(latest.glob("images/**/*.png"))) == len(tested)
+
+
 def test_a_benchmark_runs_in_two_processes(
     tiny_encoder_file: Path, write_small_sample: Callable[..., Path], tmp_path: Path
 ) -> None:

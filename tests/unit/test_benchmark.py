@@ -6,6 +6,7 @@
 import csv
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.resources import files
@@ -14,6 +15,7 @@ from typing import Any, get_args
 
 import anomalib.data
 import pytest
+from lightning import Callback
 from PIL import Image
 
 from anomalib_inp import benchmark, cli
@@ -229,12 +231,55 @@ def test_what_was_computed_is_kept_for_the_same_arguments_alone(
     assert run(root, train_batch_size=4)  # nothing had been computed, so nothing is refused
     monkeypatch.chdir(root.parent)
     assert run(Path(root.name), train_batch_size=4, categories=["brick", "grass"])  # other words for the same
+    assert run(root, train_batch_size=4, num_workers=3, eval_batch_size=2)  # which change no number
     with pytest.raises(ValueError, match=r"data\.train_batch_size was 4 and is 8"):
         run(root, train_batch_size=8)
     with pytest.raises(ValueError, match=r"data\.root was"):
         run(write_small_sample(tmp_path / "other", categories=("brick", "grass")), train_batch_size=4)
     with pytest.raises(ValueError, match=r"data.train_on was \['brick', 'grass'\] and is \['brick'\]"):
         run(root, train_batch_size=4, categories=["brick"])
+
+
+class StopOnce(Callback):
+    """Notes the epochs, and ends the first training when its second begins."""
+
+    def __init__(self, stops: bool = True) -> None:
+        self.stops = stops
+        self.epochs: list[int] = []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1 and self.stops:
+            self.stops = False
+            raise SystemExit("killed")
+        self.epochs.append(trainer.current_epoch)
+
+
+def test_a_stopped_run_goes_on(root: Path, tiny_encoder_file: Path, tmp_path: Path) -> None:
+    model = {"encoder": "test_vit", "encoder_weights": str(tiny_encoder_file), "image_size": 64, "crop_size": None}
+    data = {"source": "MVTecAD", "root": str(root), "train_batch_size": 4, "num_workers": 0}
+
+    def run(output: str, stop: Callback) -> benchmark.Rows:
+        trainer = {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "callbacks": [stop]}
+        runs = Benchmark("multi_class", data, "InpFormer", tmp_path / output, model, trainer)
+        return runs.result(*runs.runs([1]))
+
+    whole = run("whole", StopOnce(stops=False))
+    stop = StopOnce()
+    with pytest.raises(SystemExit, match="killed"):
+        run("stopped", stop)
+    assert run("stopped", stop) == whole
+    assert stop.epochs == [0, 1]
+
+    stop = StopOnce()
+    with pytest.raises(SystemExit, match="killed"):
+        run("broken", stop)
+    (checkpoint,) = (tmp_path / "broken").rglob("model.ckpt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{checkpoint} is no checkpoint.* begins anew: remove it\."):
+        run("broken", stop)
+    checkpoint.unlink()
+    assert run("broken", stop) == whole
+    assert stop.epochs == [0, 0, 1]
 
 
 def test_a_benchmark_runs_once(
@@ -245,7 +290,9 @@ def test_a_benchmark_runs_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["benchmark", "single_class", "--root", str(root), "--output", str(tmp_path / "out"), "--seeds", "[1]"]
-    words += ["--model_args", json.dumps({"encoder": "test_vit", "encoder_weights": str(tiny_encoder_file)})]
+    monkeypatch.chdir(tmp_path)
+    encoder = Path(shutil.copy(tiny_encoder_file, "encoder.safetensors"))
+    words += ["--model_args", json.dumps({"encoder": "test_vit", "encoder_weights": str(encoder)})]
     words += ["--model_args.image_size", "64", "--model_args.crop_size", "null"]
     words += ["--data_args", json.dumps({"num_workers": 0, "train_batch_size": 4})]
     words += ["--trainer_args", json.dumps({"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False})]
@@ -273,6 +320,9 @@ def test_a_benchmark_runs_once(
         run("--model_args.num_prototypes", "3")
     with pytest.raises(SystemExit, match="shots is for few_shot, not for single_class"):
         run("--shots", "2")
+    encoder.write_bytes(encoder.read_bytes()[:-1] + b"\0")
+    with pytest.raises(SystemExit, match=r"other arguments: model\.encoder_weights was /.*/encoder\.safetensors, \d+-"):
+        run()
 
 
 def test_all_images_are_tested_whatever_a_data_module_keeps_for_validation(root: Path, tmp_path: Path) -> None:

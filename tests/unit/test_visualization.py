@@ -263,8 +263,23 @@ def make_batch(dataset: tuple[list[str], list[str]], **changes: Any) -> ImageBat
 
 def fake_trainer(tmp_path: Path) -> Any:
     return SimpleNamespace(
-        default_root_dir=str(tmp_path / "results"), datamodule=SimpleNamespace(name="Parts", category="bolt")
+        default_root_dir=str(tmp_path / "results"),
+        datamodule=SimpleNamespace(name="Parts", category="bolt"),
+        strategy=SimpleNamespace(broadcast=lambda value: value),
     )
+
+
+def save(
+    visualizer: ImageVisualizer,
+    trainer: Any,
+    module: Any,
+    batch: ImageBatch,
+    index: int = 0,
+    hook: str = "on_test_batch_end",
+) -> None:
+    """Draw a batch as the trainer would have it drawn."""
+    visualizer.setup(trainer, module, "test")
+    getattr(visualizer, hook)(trainer, module, batch, batch, index)
 
 
 class TestInpVisualizer:
@@ -275,7 +290,7 @@ class TestInpVisualizer:
         self, hook: str, tmp_path: Path, dataset: tuple[list[str], list[str]], image: np.ndarray, gt_mask: np.ndarray
     ) -> None:
         batch = make_batch(dataset)
-        getattr(InpVisualizer(panel_height=128), hook)(fake_trainer(tmp_path), self.module, batch, batch, 0)
+        save(InpVisualizer(panel_height=128), fake_trainer(tmp_path), self.module, batch, hook=hook)
         # Spelled out rather than asked of anomalib, so that a change of its names shows.
         saved = Image.open(tmp_path / "results/images/test/bad/000.png")
         expected = draw_result(
@@ -298,7 +313,7 @@ class TestInpVisualizer:
         trainer.datamodule = None
         written = []
         for visualizer in (ImageVisualizer(output_dir=tmp_path / "a"), InpVisualizer(output_dir=tmp_path / "b")):
-            visualizer.on_test_batch_end(trainer, self.module, batch, batch, 0)
+            save(visualizer, trainer, self.module, batch)
             root = Path(visualizer.output_dir)
             written.append(sorted(path.relative_to(root) for path in root.rglob("*.png")))
         assert written[0] == written[1] != []
@@ -308,7 +323,7 @@ class TestInpVisualizer:
     ) -> None:
         batch = make_batch(dataset, mask_path=None, gt_mask=None)
         module: Any = SimpleNamespace(pre_processor=None)
-        InpVisualizer(output_dir=tmp_path / "out").on_test_batch_end(fake_trainer(tmp_path), module, batch, batch, 0)
+        save(InpVisualizer(output_dir=tmp_path / "out"), fake_trainer(tmp_path), module, batch)
         drawn = panels(Image.open(tmp_path / "out/test/bad/000.png"))
         assert len(drawn) == 3, "nothing is known of the ground truth"
         assert drawn[2][0, 0].tolist() == image[0, 0].tolist(), "nothing is hatched"
@@ -317,12 +332,12 @@ class TestInpVisualizer:
         self, tmp_path: Path, dataset: tuple[list[str], list[str]]
     ) -> None:
         batch = make_batch((dataset[0], ["", dataset[1][0]]))
-        InpVisualizer().on_test_batch_end(fake_trainer(tmp_path), self.module, batch, batch, 0)
+        save(InpVisualizer(), fake_trainer(tmp_path), self.module, batch)
         assert len(panels(Image.open(tmp_path / "results/images/test/bad/000.png"))) == 3
 
     def test_without_files_the_crop_itself_is_drawn(self, tmp_path: Path, dataset: tuple[list[str], list[str]]) -> None:
         batch = make_batch(dataset, image_path=None, mask_path=None)
-        InpVisualizer().on_test_batch_end(fake_trainer(tmp_path), self.module, batch, batch, 3)
+        save(InpVisualizer(), fake_trainer(tmp_path), self.module, batch, 3)
         written = sorted((tmp_path / "results/images").rglob("*.png"))
         assert len(written) == 2
         assert {panel.shape for panel in panels(Image.open(written[0]))} == {(256, 256, 3)}
@@ -331,7 +346,7 @@ class TestInpVisualizer:
         self, tmp_path: Path, dataset: tuple[list[str], list[str]], gt_mask: np.ndarray
     ) -> None:
         batch = make_batch(dataset, mask_path=None, gt_mask=torch.from_numpy(np.stack([square_map(CENTRE, 392)] * 2)))
-        InpVisualizer().on_test_batch_end(fake_trainer(tmp_path), self.module, batch, batch, 0)
+        save(InpVisualizer(), fake_trainer(tmp_path), self.module, batch)
         truth = panels(Image.open(tmp_path / "results/images/test/bad/000.png"))[1]
         assert centroid((truth == GREEN).all(axis=2)) == pytest.approx((215, 75), abs=2)
 
@@ -340,7 +355,7 @@ class TestInpVisualizer:
         before = Path(dataset[0][0]).read_bytes()
         visualizer = InpVisualizer(output_dir=tmp_path / "Parts/bolt")
         with pytest.raises(ValueError, match="overwrite its own image"):
-            visualizer.on_test_batch_end(fake_trainer(tmp_path), self.module, batch, batch, 0)
+            save(visualizer, fake_trainer(tmp_path), self.module, batch)
         assert Path(dataset[0][0]).read_bytes() == before
 
     def test_visualize_takes_items_and_batches(self, dataset: tuple[list[str], list[str]], image: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import io
+import shutil
 import warnings
 from pathlib import Path
 
@@ -115,6 +116,10 @@ def test_images_without_a_folder_of_masks_are_named(datamodule: MVTecAD, root: P
     with pytest.raises(DataError, match="and 2 more") as caught:
         check_masks(datamodule)
     assert str(caught.value).count("has no mask") == 5
+    assert "Folder" not in str(caught.value)
+    shutil.rmtree(root / "part/ground_truth")
+    with pytest.raises(DataError, match="without any masks are read by the data module Folder"):
+        check_masks(datamodule)
 
 
 @pytest.mark.parametrize(("kind", "category"), [(MVTecLOCO, "pushpins"), (AutoVI, "tank_screw")])
@@ -161,6 +166,10 @@ def test_images_that_anomalib_does_not_read_are_called_out(
     Image.new("RGB", (8, 8)).save(root / "part/train/good/100.jpg")
     check_masks(datamodule)
     assert "reads .png and .PNG alone: 1 files (.jpg) of" in str(recwarn[0].message)
+    for path in [*root.glob("part/*/*/*.png")]:
+        path.rename(path.with_suffix(".jpg"))
+    with pytest.raises(DataError, match=r"reads .* alone: .* \(\.jpg\) of .* to the data module Folder"):
+        check_masks(datamodule)
 
 
 def test_no_data_module_is_no_fault() -> None:

@@ -211,11 +211,13 @@ def test_validation_images_cannot_be_split_off_nothing(own: Path, folder: str) -
     if folder == "empty":
         (own / "grass" / "train" / "good").mkdir(parents=True)
     only = {"train_on": ["brick"], "test_on": ["brick", "grass"]}
-    assert set(ready("MVTecAD", str(own), **only).test_data.samples.category) == {"brick", "grass"}
+    for mode in ("same_as_test", "from_test"):
+        images = ready("MVTecAD", str(own), val_split_mode=mode, **only)
+        assert set(images.test_data.samples.category) == {"brick", "grass"}
     with pytest.raises(DataError, match="grass: there are no images to train on"):
         ready("MVTecAD", str(own))
     for arguments in ({}, only):
-        message = "- grass: there are no normal training images, of which val_split_mode=from_train takes some$"
+        message = "- grass: there are no normal training images, of which val_split_mode=from_train takes some; same_as_test and from_test need none$"
         with pytest.raises(DataError, match=message):
             ready("MVTecAD", str(own), val_split_mode="from_train", val_split_ratio=0.25, **arguments)
 
