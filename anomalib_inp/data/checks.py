@@ -46,14 +46,14 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     folder = Path(datamodule.root, datamodule.category)
     if not (folder / "test").is_dir():
         return
-    images = image_files(folder)
-    if ignored := [path for path in images if path.suffix not in IMG_EXTENSIONS]:
+    there = image_files(folder)
+    if ignored := [path for path in there if path.suffix not in IMG_EXTENSIONS]:
         kinds = ", ".join(sorted({path.suffix for path in ignored}))
         msg = (
             f"{type(datamodule).__name__} reads {' and '.join(IMG_EXTENSIONS)} alone: {len(ignored)} files ({kinds}) "
             f"of {folder} are left out. Convert them, or name the folders of images to the data module Folder."
         )
-        if len(ignored) == len(images):
+        if len(ignored) == len(there):
             raise DataError(msg)
         rank_zero_warn(msg)
     faults = []

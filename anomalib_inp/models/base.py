@@ -42,9 +42,9 @@ from anomalib_inp.network.weights import build_encoder
 from anomalib_inp.outputs import PatchFeatures, Reconstruction
 from anomalib_inp.post_processing import InpPostProcessor
 from anomalib_inp.preprocessing import InpPreProcessor, as_pair, resolve_sizes
+from anomalib_inp.results_folder import OneFolder
 from anomalib_inp.scoring.anomaly_map import INP_FORMER_MAPS
 from anomalib_inp.scoring.detector import InpDetector
-from anomalib_inp.results_folder import OneFolder
 from anomalib_inp.training.callbacks import training_callbacks
 from anomalib_inp.training.feature_cache import CacheDtype, FeatureCache
 from anomalib_inp.training.recipe import Recipe

@@ -429,6 +429,24 @@ def test_an_export_knows_the_thresholds_of_the_categories(
     assert read_metadata(path)._replace(categories=before.categories) == before
 
 
+def test_an_export_is_read_by_the_category_that_was_chosen(
+    model: InpFormer,
+    images: dict[str, Path],
+    expected: dict[str, ImageBatch],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    post = model.post_processor
+    image, pixel = (float(post.threshold_and_span(kind)[0]) for kind in ("image", "pixel"))
+    monkeypatch.setattr(post, "ranges", {"own": (Range(image / 2, 0, image), Range(pixel / 2, 0, pixel))})
+    monkeypatch.setattr(post, "category", "own")
+    exported = ExportedModel(model.to_openvino(tmp_path))
+    for name, theirs in expected.items():
+        read = post(InferenceBatch(pred_score=theirs.raw_score, anomaly_map=theirs.raw_map[:, None]))
+        assert predict_exported(exported, images[name]).score == pytest.approx(read.pred_score.item(), abs=1e-4)
+        assert read.pred_score.item() != pytest.approx(theirs.pred_score.item(), abs=1e-3)  # the common ones differ
+
+
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_looking_at_thresholds_writes_nothing(kind: str, model: InpFormer, exports: dict[str, Path]) -> None:
     files = sorted(exports[kind].parent.iterdir())

@@ -183,8 +183,8 @@ def test_two_processes_share_one_folder(
     tiny_encoder_file: Path, write_small_sample: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = write_small_sample(tmp_path / "sample", categories=("brick", "grass"))
-    anomalib = Path(sys.executable).with_name("anomalib")
-    command = [str(anomalib), "train", "--model", "InpFormer", "--model.encoder", "test_vit", "--model.image_size", "64"]
+    command = [str(Path(sys.executable).with_name("anomalib")), "train", "--model", "InpFormer"]
+    command += ["--model.encoder", "test_vit", "--model.image_size", "64"]
     command += ["--model.encoder_weights", str(tiny_encoder_file), "--data", "MultiCategory", "--data.root", str(data)]
     command += ["--data.num_workers", "0", "--data.train_batch_size", "2", "--trainer.accelerator", "cpu"]
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_steps", "1"]

@@ -250,7 +250,7 @@ class StopOnce(Callback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.current_epoch == 1 and self.stops:
             self.stops = False
-            raise SystemExit("killed")
+            sys.exit("killed")
         self.epochs.append(trainer.current_epoch)
 
 

