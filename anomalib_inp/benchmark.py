@@ -152,6 +152,9 @@ class Benchmark:
             if setting != owner and (model_args.get(name) is not None or data.get(name) is not None):
                 msg = f"{name} is for {owner}, not for {setting}."
                 raise ValueError(msg)
+        if taken := [name for name in ("evaluator", "visualizer") if name in model_args]:
+            msg = f"A benchmark has its own {' and '.join(taken)}: leave it out of the arguments of the model."
+            raise ValueError(msg)
         if "default_root_dir" in trainer_args:
             msg = "Every run has a folder of its own: leave default_root_dir out of the arguments of the trainer."
             raise ValueError(msg)
@@ -166,6 +169,7 @@ class Benchmark:
         self.data = {**data, **own_data}
         self.model_args = {**PROTOCOL, **model_args, **own_model}
         self.trainer_args = dict(trainer_args)
+        self._files = _with_content(self.model_args)
         self.title = f"{setting}_{count}" if setting in counts else str(setting)
         self.folder = output / f"{self.title}-{model}"
         modules = _data(self.data)
@@ -225,11 +229,14 @@ class Benchmark:
         said = json.loads(json.dumps(self._describe(run), default=str))
         told = folder / "run.json"
         begun = (folder / "metrics.json").is_file() or _checkpoints(folder)  # else nothing is lost
-        if begun and told.is_file() and (other := _differences(json.loads(told.read_text()), said)):
+        if begun and (other := _differences(_read(told), said)):
             msg = (
                 f"{folder} holds a run with other arguments: {'; '.join(other)}. Choose another output, or remove that "
                 "folder."
             )
+            raise ValueError(msg)
+        if changed := _differences(self._files, _with_content(self.model_args)):
+            msg = f"A file has changed since the benchmark began: {'; '.join(changed)}."
             raise ValueError(msg)
         if not (folder / "metrics.json").is_file():
             with tempfile.TemporaryDirectory() as elsewhere:
@@ -239,7 +246,7 @@ class Benchmark:
                 folder.mkdir(parents=True, exist_ok=True)
                 _write(told, json.dumps(said, indent=1) + "\n")
                 _train_and_test(model, data, engine, folder)
-        rows = json.loads((folder / "metrics.json").read_text())
+        rows = _read(folder / "metrics.json")
         return {name: _known(values) for name, values in rows.items() if name != MEAN}
 
     def _build(self, run: Run, root: Path) -> tuple[InpFormer | InpFormerPlusPlus, MultiCategory, Engine]:
@@ -258,8 +265,7 @@ class Benchmark:
             {**asdict(source), "root": source.root and str(Path(source.root).absolute())}
             for source in data.get("sources") or []
         ]
-        model = {name: _with_content(value) for name, value in {**self.model_args, **run.model}.items()}
-        arguments = {"model": model, "data": data, "trainer": self.trainer_args}
+        arguments = {"model": {**self._files, **run.model}, "data": data, "trainer": self.trainer_args}
         return {"setting": self.title, "class": self.model, "seed": run.seed, **arguments}
 
     def report(self, seeds: Mapping[int, Rows]) -> Rows:
@@ -415,6 +421,14 @@ def _check_readable(checkpoint: Path) -> None:
         raise ValueError(msg) from fault
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError) as fault:
+        msg = f"{path} of a run that was begun is missing or broken. Choose another output, or remove {path.parent}."
+        raise ValueError(msg) from fault
+
+
 def _write(path: Path, text: str) -> None:
     """Write a file in one step: another process reads all of it or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -431,11 +445,11 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
     return [] if before == now or name in INDIFFERENT else [f"{name} was {before} and is {now}"]
 
 
-def _with_content(value: Any) -> Any:
-    """Tell a file, such as the encoder's weights, by its content too; another one may come to lie in its place."""
-    if not isinstance(value, str | Path) or not Path(value).is_file():
-        return value
-    return f"{Path(value).absolute()}, {digest(Path(value))}"
+def _with_content(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell files, such as the encoder's weights, by their content too; other ones may come to lie in their places."""
+    paths = {name: Path(value) for name, value in arguments.items() if isinstance(value, str | Path)}
+    told = {name: f"{path.absolute()}, {digest(path)}" for name, path in paths.items() if path.is_file()}
+    return {**arguments, **told}
 
 
 def _known(values: Mapping[str, float | None]) -> dict[str, float]:

@@ -252,6 +252,11 @@ class ModelTester:
         run = engine(tmp_path, callbacks=[Stop()], limit_val_batches=0, **{"max_epochs": None, **given})
         run.fit(model(), datamodule=datamodule())
 
+    def test_a_training_without_a_step_is_none(self, model, datamodule, tmp_path: Path) -> None:
+        run = engine(tmp_path, limit_train_batches=0)
+        with pytest.raises(RuntimeError, match=r"Nothing was trained: .* limit_train_batches=0"):
+            run.train(model(), datamodule=datamodule())
+
     @pytest.mark.parametrize(("given", "limit"), [({}, 0.1), ({"gradient_clip_val": 0.02}, 0.02)])
     def test_gradients_are_clipped_at_the_papers_norm_or_the_users(
         self, model, datamodule, tmp_path, given, limit

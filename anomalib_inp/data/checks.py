@@ -3,6 +3,7 @@
 
 """Looks at the data before hours are spent on it, and names the file where something is wrong."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -49,13 +50,13 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     there = image_files(folder)
     if ignored := [path for path in there if path.suffix not in IMG_EXTENSIONS]:
         kinds = ", ".join(sorted({path.suffix for path in ignored}))
-        msg = (
+        left_out = (
             f"{type(datamodule).__name__} reads {' and '.join(IMG_EXTENSIONS)} alone: {len(ignored)} files ({kinds}) "
             f"of {folder} are left out. Convert them, or name the folders of images to the data module Folder."
         )
         if len(ignored) == len(there):
-            raise DataError(msg)
-        rank_zero_warn(msg)
+            raise DataError(left_out)
+        rank_zero_warn(left_out)
     faults = []
     found = 0
     for defect in sorted({path.name for part in ("test", "ground_truth") for path in (folder / part).glob("*")}):
@@ -71,6 +72,8 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
             f"Every image in test/<defect> needs its mask in ground_truth/<defect>, NNN.png and NNN_mask.png: "
             f"{some_of(faults)}. Add what is missing or remove what is left over."
         )
+        if ignored:
+            msg += f" {left_out}"
         if not found:
             msg += " Images without any masks are read by the data module Folder, and have image metrics alone."
         raise DataError(msg)
@@ -120,6 +123,7 @@ class DataCheck(Callback):
             and not hasattr(data, "val_data")
         ):
             trainer.limit_val_batches = 0  # anomalib's loader would ask for the images that are not there
+        _check_splits(trainer, [getattr(data, name, None) for name in SUBSETS.get(stage, ())])
         is_mask: dict[str, bool] = {}  # validation images may be the test images: once is enough
         for name in SUBSETS.get(stage, ()):
             dataset = getattr(trainer.datamodule, name, None)
@@ -198,6 +202,25 @@ class DataCheck(Callback):
                 f"{self._outside} of the {self._anomalous} anomalous {subset} images have their whole mask outside the "
                 "inspected centre: nobody can find these defects there. Without crop_size the whole image is inspected."
             )
+
+
+def _check_splits(trainer: Trainer, subsets: Sequence[AnomalibDataset | None]) -> None:
+    """Compare the processes' images: without a seed, anomalib splits them otherwise in each.
+
+    Raises:
+        DataError: They differ.
+    """
+    data = trainer.datamodule
+    if getattr(data, "val_split_mode", None) == ValSplitMode.FROM_TEST and getattr(data, "seed", 0) is None:
+        rank_zero_warn(
+            "val_split_mode=from_test draws validation images out of the test images, other ones in every run, so that "
+            "a later test is of other images. For the same ones: --data.seed 0"
+        )
+    images = "\n".join(path for subset in subsets if subset is not None for path in subset.samples.image_path)
+    mine = hashlib.blake2b(images.encode()).hexdigest()
+    if not trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(mine) == mine):
+        msg = "The processes have split the images otherwise, each for itself. Give a seed: --data.seed 0"
+        raise DataError(msg)
 
 
 def _warn_of_zero_shot(pl_module: LightningModule, data: LightningDataModule | None) -> None:

@@ -126,6 +126,9 @@ class MultiCategory(AnomalibDataModule):
         if sampling not in {"natural", "balanced"}:
             msg = f"sampling must be natural or balanced, got {sampling!r}."
             raise ValueError(msg)
+        if sources is not None and not (sources and all(isinstance(one, Source) for one in sources)):
+            msg = f"sources must be one anomalib_inp.data.Source at least, and nothing else, got {sources}."
+            raise ValueError(msg)
         self.shots = shots
         self.sampling = sampling
         splits = {
@@ -206,7 +209,7 @@ class MultiCategory(AnomalibDataModule):
             if isinstance(module, MVTecAD2):
                 module.test_data = module.test_public_data  # setup() takes the normal images out of the former
             if module in self.trained.values() and not len(module.train_data):
-                msg = "there are no images to train on"
+                msg = f"there are no images to train on in {module.root}; name the categories to train on: train_on"
                 raise DataError(msg)
             if module in self.tested.values() and not module.test_data.has_anomalous:
                 msg = "there are no anomalous images to test on; name the categories to test on: test_on"
@@ -259,6 +262,7 @@ class MultiCategory(AnomalibDataModule):
             category = self.train_data.samples.category
             weights = 1 / category.map(category.value_counts())
             sampler = WeightedRandomSampler(torch.tensor(weights.to_numpy()), len(weights))
+        processes = 1 if self.trainer is None else self.trainer.world_size  # each has its share of the images
         return DataLoader(
             self.train_data,
             batch_size=self.train_batch_size,
@@ -266,7 +270,7 @@ class MultiCategory(AnomalibDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=self.external_collate_fn or self.train_data.collate_fn,
-            drop_last=len(self.train_data) >= self.train_batch_size,
+            drop_last=len(self.train_data) >= self.train_batch_size * processes,
         )
 
 

@@ -144,6 +144,25 @@ class FiniteLoss(Callback):
         raise NonFiniteLossError(msg)
 
 
+class SomeSteps(Callback):
+    """Calls no model trained that was shown no batch: Lightning goes on to the test as if it had been."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that there was a step.
+
+        Raises:
+            RuntimeError: There was none.
+        """
+        del pl_module
+        if trainer.global_step == 0 and not trainer.should_stop:
+            msg = (
+                f"Nothing was trained: there was no step. The trainer's length is max_epochs={trainer.max_epochs}, "
+                f"max_steps={trainer.max_steps}, limit_train_batches={trainer.limit_train_batches}; each of "
+                f"{trainer.world_size} processes had {trainer.num_training_batches} batches."
+            )
+            raise RuntimeError(msg)
+
+
 def training_callbacks() -> list[Callback]:
     """All of the above."""
-    return [DefaultEpochs(), EpochSeed(), LengthInSteps(), FiniteLoss(), FinishedCheckpoint()]
+    return [DefaultEpochs(), EpochSeed(), LengthInSteps(), FiniteLoss(), FinishedCheckpoint(), SomeSteps()]

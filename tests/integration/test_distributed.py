@@ -203,6 +203,22 @@ def test_two_processes_share_one_folder(
     assert len(list(latest.glob("images/**/*.png"))) == len(tested)
 
 
+def test_processes_that_split_the_images_otherwise_are_refused(tiny_encoder_file: Path, tmp_path: Path) -> None:
+    data = write_sample_data(tmp_path / "sample", categories=("brick",))
+    command = [str(Path(sys.executable).with_name("anomalib")), "fit", "--model", "InpFormer"]
+    command += ["--model.encoder", "test_vit", "--model.encoder_weights", str(tiny_encoder_file)]
+    command += ["--data", "MVTecAD", "--data.root", str(data), "--data.category", "brick"]
+    command += ["--data.val_split_mode", "from_test", "--trainer.accelerator", "cpu", "--trainer.max_steps", "1"]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+    result = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path
+    )
+    assert result.returncode != 0
+    assert "The processes have split the images otherwise" in result.stderr
+    assert "other ones in every run" in result.stderr
+
+
 def test_a_benchmark_runs_in_two_processes(
     tiny_encoder_file: Path, write_small_sample: Callable[..., Path], tmp_path: Path
 ) -> None:

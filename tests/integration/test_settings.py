@@ -99,6 +99,16 @@ def test_every_setting_runs(
     assert all(len(values) == 7 for values in told.values())
 
 
+def test_arguments_of_one_data_set_do_not_stay_for_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for data in ("mvtec_ad", "visa"):
+        later = ["--config", str(CONFIGS / f"data/{data}.yaml")]
+        with pytest.raises(SystemExit):
+            run([*stacked("inp_former", "real_iad", "multi_class"), *later, "--print_config"], monkeypatch)
+        assert yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["arguments"] == {}
+
+
 def test_sources_replace_those_of_an_earlier_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -234,6 +234,13 @@ def test_what_was_computed_is_kept_for_the_same_arguments_alone(
     assert run(root, train_batch_size=4, num_workers=3, eval_batch_size=2)  # which change no number
     with pytest.raises(ValueError, match=r"data\.train_batch_size was 4 and is 8"):
         run(root, train_batch_size=8)
+    told = tmp_path / "multi_class-InpFormer" / "seed0" / "run.json"
+    text = told.read_text()
+    for broken in (None, text[:20]):
+        told.unlink() if broken is None else told.write_text(broken)
+        with pytest.raises(ValueError, match=rf"{told} .* is missing or broken\. Choose another output, or remove "):
+            run(root, train_batch_size=4)
+    told.write_text(text)
     with pytest.raises(ValueError, match=r"data\.root was"):
         run(write_small_sample(tmp_path / "other", categories=("brick", "grass")), train_batch_size=4)
     with pytest.raises(ValueError, match=r"data.train_on was \['brick', 'grass'\] and is \['brick'\]"):
@@ -346,6 +353,17 @@ def test_all_images_are_tested_whatever_a_data_module_keeps_for_validation(root:
     assert tested[0] == tested[1]  # so that seeds compare
     with pytest.raises(ValueError, match="validates on none: leave val_split_mode out"):
         make("multi_class", root, tmp_path, val_split_mode="from_test")
+
+
+def test_a_benchmark_has_one_encoder_and_its_own_metrics(root: Path, tiny_encoder_file: Path, tmp_path: Path) -> None:
+    encoder = Path(shutil.copy(tiny_encoder_file, tmp_path))
+    model = {"encoder": "test_vit", "encoder_weights": str(encoder)}
+    runs = Benchmark("multi_class", {"root": str(root)}, "InpFormer", tmp_path, model, {})
+    encoder.write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"A file has changed since the benchmark began: encoder_weights was"):
+        runs.result(*runs.runs([0]))
+    with pytest.raises(ValueError, match="A benchmark has its own evaluator: leave it out"):
+        Benchmark("multi_class", {"root": str(root)}, "InpFormer", tmp_path, {"evaluator": False}, {})
 
 
 def test_arguments_that_do_not_fit_leave_nothing(root: Path, tmp_path: Path) -> None:

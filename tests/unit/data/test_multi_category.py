@@ -11,6 +11,7 @@ from urllib.error import URLError
 import pytest
 import torch
 from anomalib.data import MVTecAD
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
@@ -180,6 +181,8 @@ def test_all_faults_are_named_at_once(root: Path, own: Path) -> None:
         ({"arguments": {"category": "brick"}}, "brick: category cannot be among the arguments: give root and"),
         ({"sources": [Source("Visa", "visa")]}, "source=MVTecAD in root=.* is none of the sources, Visa in visa: give"),
         ({"root": None, "sources": [Source("MVTecAD", name="a/b")]}, "a source cannot be called a/b"),
+        ({"sources": [{"source": "Visa"}]}, "sources must be one anomalib_inp.data.Source at least"),
+        ({"sources": []}, "sources must be one anomalib_inp.data.Source at least"),
         ({"source": "MVTec3D"}, "there is no image data module MVTec3D; anomalib has AutoVI, BMAD, BTech"),
         ({"categories": ["nut"]}, "no category nut; there is brick, grass, gravel$"),
         ({"test_on": []}, "test_on must name categories or sources, got none"),
@@ -203,6 +206,16 @@ def test_a_root_beside_sources_is_one_of_theirs(root: Path) -> None:
 def test_one_name_need_not_be_a_list(root: Path) -> None:
     data = MultiCategory("MVTecAD", str(root), train_on="brick", test_on="grass")
     assert (list(data.trained), list(data.tested)) == (["brick"], ["grass"])
+
+
+def test_few_images_are_a_batch_in_each_of_several_processes(root: Path) -> None:
+    data = ready("MVTecAD", str(root), ["brick"], train_batch_size=5)
+    assert len(data.train_data) == 8
+    assert len(data.train_dataloader()) == 1  # the incomplete one is dropped
+    data.trainer = SimpleNamespace(world_size=2)
+    assert not data.train_dataloader().drop_last  # each has 4 images
+    data.train_batch_size = 4
+    assert data.train_dataloader().drop_last
 
 
 @pytest.mark.parametrize("folder", ["empty", "missing"])
@@ -298,7 +311,7 @@ def test_mvtec_loco_is_read_with_all_masks_of_an_image(root: Path, tmp_path: Pat
     assert item.mask_path is None  # the visualizer draws the masks themselves, not the first file
     assert Categories(data.test_data.samples).has_masks == [True]
     (masks / "001.png").write_bytes(b"no image")
-    data.trainer = SimpleNamespace(datamodule=data)
+    data.trainer = SimpleNamespace(datamodule=data, strategy=SingleDeviceStrategy("cpu"))
     module = SimpleNamespace(pre_processor=None, model=None)
     with pytest.raises(DataError, match=r"001\.png"):
         DataCheck().setup(data.trainer, module, "test")
