@@ -117,6 +117,7 @@ class DataCheck(Callback):
             )
         data = trainer.datamodule
         _warn_of_zero_shot(pl_module, data)
+        _warn_of_new_splits(data)
         if (
             stage == "fit"
             and getattr(data, "val_split_mode", "") == ValSplitMode.NONE
@@ -210,12 +211,6 @@ def _check_splits(trainer: Trainer, subsets: Sequence[AnomalibDataset | None]) -
     Raises:
         DataError: They differ.
     """
-    data = trainer.datamodule
-    if getattr(data, "val_split_mode", None) == ValSplitMode.FROM_TEST and getattr(data, "seed", 0) is None:
-        rank_zero_warn(
-            "val_split_mode=from_test draws validation images out of the test images, other ones in every run, so that "
-            "a later test is of other images. For the same ones: --data.seed 0"
-        )
     images = "\n".join(path for subset in subsets if subset is not None for path in subset.samples.image_path)
     mine = hashlib.blake2b(images.encode()).hexdigest()
     if not trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(mine) == mine):
@@ -230,6 +225,14 @@ def _warn_of_zero_shot(pl_module: LightningModule, data: LightningDataModule | N
         rank_zero_warn(
             f"No category is trained on that is tested on, but the map is {shown}: it shows what training never saw, "
             "anomalous or not. For zero-shot: --model.map prototype_distance"
+        )
+
+
+def _warn_of_new_splits(data: LightningDataModule | None) -> None:
+    if getattr(data, "val_split_mode", None) == ValSplitMode.FROM_TEST and getattr(data, "seed", 0) is None:
+        rank_zero_warn(
+            "val_split_mode=from_test draws validation images out of the test images, other ones in every run, so that "
+            "a later test is of other images. For the same ones: --data.seed 0"
         )
 
 

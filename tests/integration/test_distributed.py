@@ -67,13 +67,20 @@ Engine(
 """
 
 
+def execute(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program that starts processes of its own."""
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=300, env=environment, cwd=folder
+    )
+
+
 def train(data: Path, encoder: Path, folder: Path, devices: int, name: str) -> list[list[float]]:
     """Train in so many processes; returns the losses of each."""
     script = folder / "train.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(data), str(encoder), str(folder), str(devices), name]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
-    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
+    result = execute(command)
     assert result.returncode == 0, result.stderr[-3000:]
     losses = [json.loads(path.read_text()) for path in sorted(folder.glob(f"losses{devices}_*.json"))]
     assert len(losses) == devices
@@ -154,8 +161,7 @@ def test_two_processes_measure_what_one_does(tiny_encoder_file: Path, tmp_path: 
     for devices in (1, 2):
         folder = tmp_path / str(devices)
         command = [sys.executable, str(script), str(data), str(tiny_encoder_file), str(folder), str(devices)]
-        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
-        result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
+        result = execute(command)
         assert result.returncode == 0, result.stderr[-3000:]
         ranges = [json.loads(path.read_text()) for path in sorted(folder.glob("ranges*.json"))]
         assert len(ranges) == devices
@@ -188,10 +194,7 @@ def test_two_processes_share_one_folder(
     command += ["--model.encoder_weights", str(tiny_encoder_file), "--data", "MultiCategory", "--data.root", str(data)]
     command += ["--data.num_workers", "0", "--data.train_batch_size", "2", "--trainer.accelerator", "cpu"]
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_steps", "1"]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
-    result = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path
-    )
+    result = execute(command, tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     home = tmp_path / "results/InpFormer/MultiCategory"
     assert sorted(path.name for path in home.iterdir()) == ["latest", "v0"]
@@ -210,10 +213,7 @@ def test_processes_that_split_the_images_otherwise_are_refused(tiny_encoder_file
     command += ["--data", "MVTecAD", "--data.root", str(data), "--data.category", "brick"]
     command += ["--data.val_split_mode", "from_test", "--trainer.accelerator", "cpu", "--trainer.max_steps", "1"]
     command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
-    result = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=300, env=environment, cwd=tmp_path
-    )
+    result = execute(command, tmp_path)
     assert result.returncode != 0
     assert "The processes have split the images otherwise" in result.stderr
     assert "other ones in every run" in result.stderr
@@ -234,8 +234,7 @@ def test_a_benchmark_runs_in_two_processes(
     }
     command = [sys.executable, "-m", "anomalib_inp.cli", "benchmark", "single_class"]
     command += [f"--{name}={value}" for name, value in arguments.items()]
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
-    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=environment)
+    result = execute(command)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("Report: ") == 1
     assert len(list((tmp_path / "single_class-InpFormer").glob("seed0/*/metrics.json"))) == 2
