@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from anomalib_inp.data.multi_category import MultiCategory
     from anomalib_inp.models.inp_former import InpFormer
     from anomalib_inp.models.inp_former_plus_plus import InpFormerPlusPlus
-    from anomalib_inp.post_processing import InpPostProcessor
+    from anomalib_inp.pictures.visualizer import InpVisualizer
     from anomalib_inp.preprocessing import InpPreProcessor
-    from anomalib_inp.visualization import InpVisualizer
+    from anomalib_inp.thresholds.post_processor import InpPostProcessor
 
 __version__ = "0.1.0"
 
 _HOME = {
     "InpFormer": "anomalib_inp.models.inp_former",
     "InpFormerPlusPlus": "anomalib_inp.models.inp_former_plus_plus",
-    "InpPostProcessor": "anomalib_inp.post_processing",
+    "InpPostProcessor": "anomalib_inp.thresholds.post_processor",
     "InpPreProcessor": "anomalib_inp.preprocessing",
-    "InpVisualizer": "anomalib_inp.visualization",
+    "InpVisualizer": "anomalib_inp.pictures.strip",
     "MultiCategory": "anomalib_inp.data.multi_category",
 }
 

@@ -29,7 +29,7 @@ def convert(published: Path, checkpoint: Path) -> None:
         published: State dict of the reference code, with its encoder.
         checkpoint: The checkpoint to write; the encoder is written beside it.
     """
-    from anomalib_inp.checkpoints import convert_reference
+    from anomalib_inp.models.convert import convert_reference
 
     encoder = convert_reference(published, checkpoint)
     print(f"Checkpoint: {checkpoint}\nIts encoder: {encoder} (keep it beside the checkpoint)")
@@ -51,14 +51,15 @@ def threshold(
         normalized: Of a checkpoint: whether what is exported from it gives normalised scores, or raw ones (false).
         category: Of a model of several categories: the one whose thresholds are meant; by default the common ones.
     """
-    from anomalib_inp import checkpoints, deploy
+    from anomalib_inp.checkpoints import edit as checkpoint
+    from anomalib_inp.runtime import edit as export
 
     if model.suffix == ".ckpt":
-        told = checkpoints.set_thresholds(model, image, pixel, normalized, category)
+        told = checkpoint.set_thresholds(model, image, pixel, normalized, category)
     elif normalized is not None:
         sys.exit("anomalib-inp: --normalized is for checkpoints: set it there and export again.")
     else:
-        metadata = deploy.set_thresholds(model, image, pixel, category)
+        metadata = export.set_thresholds(model, image, pixel, category)
         told = {name: getattr(metadata, f"{name}_threshold") for name in ("image", "pixel")}
         told |= {"normalized": metadata.normalized, "categories": list(metadata.categories)}
     print(f"Image threshold: {told['image']:.6g}\nPixel threshold: {told['pixel']:.6g}")
@@ -74,7 +75,7 @@ def choose_map(checkpoint: Path, map: str | None = None) -> None:  # noqa: A002
         checkpoint: The checkpoint of a finished training.
         map: Name of the map; its thresholds are not chosen anew.
     """
-    from anomalib_inp.checkpoints import set_map
+    from anomalib_inp.models.convert import set_map
 
     print(f"Map: {set_map(checkpoint, map)}")
 
@@ -97,7 +98,7 @@ def predict(
         precision: OpenVINO's inference precision; null leaves it to the device, which may compute in bfloat16.
         category: Of a model of several categories: the one whose thresholds hold; by default the common ones.
     """
-    from anomalib_inp.prediction import predict_images
+    from anomalib_inp.runtime.predict import predict_images
 
     predict_images(model, images, output, device, precision, category)
 
@@ -122,9 +123,9 @@ def benchmark_export(
         runs: Images that are timed per format.
         threads: CPU threads; by default the runtime's choice.
     """
-    from anomalib_inp import export_benchmark
+    from anomalib_inp.benchmarks import exports
 
-    export_benchmark.benchmark_export(checkpoint, images, calibration, output, runs, threads)
+    exports.benchmark_export(checkpoint, images, calibration, output, runs, threads)
 
 
 def benchmark(
@@ -166,9 +167,9 @@ def benchmark(
         data_args: Further arguments of MultiCategory, such as train_batch_size.
         trainer_args: Arguments of the trainer, such as max_steps or precision.
     """
-    from anomalib_inp import benchmark
+    from anomalib_inp.benchmarks import runs
 
-    benchmark.benchmark(
+    runs.benchmark(
         setting,
         {
             "source": source,

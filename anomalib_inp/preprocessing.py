@@ -4,8 +4,7 @@
 """Resize, crop, normalise: the same arithmetic in training and in the exported graph."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from anomalib.data import ImageBatch
 from anomalib.data.transforms import ExportableCenterCrop
@@ -13,23 +12,11 @@ from anomalib.pre_processing import PreProcessor
 from lightning import LightningModule, Trainer
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Transform
 
+from anomalib_inp.frame import CropBox, as_pair
 from anomalib_inp.outputs import PatchFeatures, PseudoBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-DEFAULT_RESIZE, DEFAULT_CROP = 448, 392  # the published protocol
-
-
-class CropBox(NamedTuple):
-    """The part of the image that the model sees, as fractions of the image's width and height in [0, 1]."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-
-WHOLE_IMAGE = CropBox(0.0, 0.0, 1.0, 1.0)
 
 
 class InpPreProcessor(PreProcessor):
@@ -75,10 +62,7 @@ class InpPreProcessor(PreProcessor):
     @property
     def crop_box(self) -> CropBox:
         """The inspected part of the image, in fractions of its width and height."""
-        (height, width), (crop_height, crop_width) = self.image_size, self.crop_size
-        # torchvision's center_crop rounds the offset the same way
-        top, left = round((height - crop_height) / 2.0), round((width - crop_width) / 2.0)
-        return CropBox(left / width, top / height, (left + crop_width) / width, (top + crop_height) / height)
+        return CropBox.centre(self.image_size, self.crop_size)
 
     def on_train_batch_start(
         self,
@@ -100,48 +84,6 @@ class InpPreProcessor(PreProcessor):
     def _find(self, kind: type[Transform]) -> Any:
         transforms = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
         return next((transform for transform in transforms if isinstance(transform, kind)), None)
-
-
-def resolve_sizes(
-    image_size: int | Sequence[int] | None, crop_size: int | Sequence[int] | None, patch_size: int
-) -> tuple[tuple[int, int], tuple[int, int] | None]:
-    """Fill in the default sizes and check that the inspected part consists of whole patches.
-
-    Args:
-        image_size: Side, or height and width, in pixels; ``None`` for the default: 448 with a crop, otherwise the
-            largest multiple of the patch size up to 392.
-        crop_size: Side, or height and width, in pixels; ``None`` for the whole image.
-        patch_size: Side of a patch in pixels.
-
-    Raises:
-        ValueError: The inspected height or width is not a multiple of the patch size.
-    """
-    if image_size is None:
-        image_size = DEFAULT_CROP // patch_size * patch_size if crop_size is None else DEFAULT_RESIZE
-    image = as_pair(image_size, "image_size")
-    crop = None if crop_size is None else as_pair(crop_size, "crop_size")
-    inspected, name = (image, "image_size") if crop is None else (crop, "crop_size")
-    if any(side % patch_size for side in inspected):
-        nearest = tuple(max(patch_size, side // patch_size * patch_size) for side in inspected)
-        msg = (
-            f"{name} must be a multiple of the encoder's patch size {patch_size} in height and width, got {inspected}. "
-            f"The nearest smaller size is {nearest}."
-        )
-        raise ValueError(msg)
-    return image, crop
-
-
-def as_pair(size: int | Sequence[int], name: str) -> tuple[int, int]:
-    """Turn a side, or height and width, into height and width.
-
-    Raises:
-        ValueError: Not one or two positive numbers.
-    """
-    sides = [size] if isinstance(size, int) else list(size)
-    if len(sides) not in {1, 2} or any(int(side) != side or side < 1 for side in sides):
-        msg = f"{name} must be a positive number of pixels, or height and width, got {size}."
-        raise ValueError(msg)
-    return int(sides[0]), int(sides[-1])
 
 
 def _exportable(transform: Transform) -> Transform:

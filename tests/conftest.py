@@ -18,8 +18,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from anomalib_inp.cache_folder import VARIABLE
 from anomalib_inp.data.sample import write_sample_data
+from anomalib_inp.files import VARIABLE
 
 pytest.register_assert_rewrite("model_tester", "reference_metrics")
 
@@ -92,7 +92,7 @@ class _InThisProcess:
 @pytest.fixture
 def _measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare export formats in this process: each of their own would import PyTorch and anomalib anew."""
-    monkeypatch.setattr("anomalib_inp.export_benchmark.ProcessPoolExecutor", _InThisProcess)
+    monkeypatch.setattr("anomalib_inp.benchmarks.exports.ProcessPoolExecutor", _InThisProcess)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 from torchvision.tv_tensors import Image, Mask
 
+from anomalib_inp.frame import centre_offset
 from anomalib_inp.preprocessing import IMAGENET_MEAN, IMAGENET_STD, InpPreProcessor
 
 ROTATIONS = (-45.0, -33.75, -22.5, -11.25, 11.25, 22.5, 33.75, 45.0)
@@ -109,7 +110,7 @@ class FewShotViews(AnomalibDataset):
         place = self.samples.iloc[index]
         view = self.views[place["view"]]
         (height, width), (rows, columns) = self.image_size, view.shape[-2:]
-        top, left = round((height - rows) / 2.0), round((width - columns) / 2.0)  # as the crop is cut out
+        top, left = centre_offset(self.image_size, (rows, columns))  # as the crop is cut out
         image = T.pad(view, [left, top, width - columns - left, height - rows - top], padding_mode="edge")
         return ImageItem(
             image=Image(image),

@@ -3,7 +3,6 @@
 
 """A few real anomalous images with masks, for semi-supervised training; what is trained on is never tested on."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
-from anomalib_inp.data.checks import DataError, check_headers, image_files, some_of
+from anomalib_inp.data.file_checks import DataError, check_headers
 from anomalib_inp.data.pseudo_anomaly import Defect, cut_out
+from anomalib_inp.files import file_digest, first_few, image_files
 
 HELD_OUT = "held_out_samples"
 """Attribute of a data set: the images that were taken out of it."""
@@ -103,7 +103,7 @@ class LabelledAnomalies(Callback):
         if missing:
             msg = (
                 f"Labelled anomalies need masks, because only their defects are trained on: no mask for "
-                f"{some_of(missing)}."
+                f"{first_few(missing)}."
             )
             raise DataError(msg)
         check_headers({str(path): path != image for image, mask in drawn for path in (image, mask)})
@@ -111,18 +111,18 @@ class LabelledAnomalies(Callback):
         read = {image: _read(image, mask, size) for image, mask in drawn if mask is not None}
         empty = [str(image) for image, (_, mask) in read.items() if not mask.any()]
         if empty:
-            msg = f"The masks of labelled anomalies must mark a defect, but those of {some_of(empty)} are empty."
+            msg = f"The masks of labelled anomalies must mark a defect, but those of {first_few(empty)} are empty."
             raise DataError(msg)
         self.defects = [cut_out(*pair) for pair in read.values()]
         # A model that is trained once more has been trained on both draws.
-        self.digests |= {_below(image, getattr(data, "root", None)): digest(image) for image in read}
+        self.digests |= {_below(image, getattr(data, "root", None)): file_digest(image) for image in read}
         rank_zero_info("Labelled anomalies, trained on and not tested on: " + ", ".join(sorted(map(str, read))))
 
     def _was_trained_on(self, path: str) -> bool:
         # First the size, which costs little, and then the content: names say nothing, neither equal nor different ones.
         known = set(self.digests.values())
         size = f"{Path(path).stat().st_size}-"
-        return any(one.startswith(size) for one in known) and digest(Path(path)) in known
+        return any(one.startswith(size) for one in known) and file_digest(Path(path)) in known
 
 
 def _all_samples(dataset: AnomalibDataset) -> DataFrame:
@@ -184,12 +184,6 @@ def _of_folder(folder: Path) -> Iterator[tuple[Path, Path | None]]:
             msg = f"{path} has two masks, {found[0]} and {found[1]}. Remove one."
             raise DataError(msg)
         yield path, found[0] if found else None
-
-
-def digest(path: Path) -> str:
-    """Size and fingerprint of a file."""
-    content = path.read_bytes()
-    return f"{len(content)}-{hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
 
 def _read(image: Path, mask: Path, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -21,11 +21,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from torchvision.transforms.v2 import Transform
 
-from anomalib_inp.data.categories import MEAN
-from anomalib_inp.data.checks import DataError, check_masks, is_repeatable, some_of
 from anomalib_inp.data.few_shot import FewShotViews
+from anomalib_inp.data.file_checks import DataError, check_masks, is_repeatable
 from anomalib_inp.data.joined import JoinedDataset
 from anomalib_inp.data.source import Source
+from anomalib_inp.data.subset import MEAN
+from anomalib_inp.files import first_few
 from anomalib_inp.preprocessing import InpPreProcessor
 
 
@@ -225,7 +226,7 @@ class MultiCategory(AnomalibDataModule):
         if (again := tested[tested.image_path.duplicated(keep=False)]).size:
             msg = (
                 f"The same images are tested in several categories ({', '.join(sorted(set(again.category)))}), which "
-                f"an image tells by its file: {some_of(sorted(set(again.image_path)))}."
+                f"an image tells by its file: {first_few(sorted(set(again.image_path)))}."
             )
             raise DataError(msg)
         validated = {name: module.val_data for name, module in self.tested.items() if hasattr(module, "val_data")}

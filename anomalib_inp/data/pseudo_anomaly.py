@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import ColorJitter, Compose, RandomChannelPermutation
 from torchvision.transforms.v2 import functional as T
 
-from anomalib_inp.data.checks import DataError, check_headers, image_files
+from anomalib_inp.data.file_checks import DataError, check_headers
+from anomalib_inp.files import image_files
 
 TILES = 8
 """Rows and columns of the patches that another training image is shuffled in, where there are no textures."""

@@ -1,5 +1,6 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
+
 """The seven metrics of the paper: image AUROC, AP, F1-max and pixel AUROC, AP, F1-max, AUPRO.
 
 All are exact (a threshold at every distinct value, no bins). They read scores and maps from before normalisation,
@@ -7,10 +8,8 @@ because anomalib's normalisation clamps to [0, 1], and clamped values are ties.
 """
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from anomalib import metrics as anomalib_metrics
 from anomalib.metrics import AnomalibMetric, BinaryPrecisionRecallCurve
@@ -31,7 +30,7 @@ COLUMNS = {
 """Logged name of each metric and its short header in a table, in the order of the paper."""
 
 
-class _Checked(AnomalibMetric, Metric):
+class CheckedMetric(AnomalibMetric, Metric):
     """What the four metrics share: refuse unusable input, and give nan where there is nothing to tell apart."""
 
     target: list[Tensor]
@@ -75,21 +74,21 @@ class _BinaryF1Max(BinaryPrecisionRecallCurve):
 
 # anomalib's BinaryPrecisionRecallCurve stands in the first two for its update only. torchmetrics' own, which anomalib's
 # AUROC and AUPR use, takes a batch with a value outside [0, 1] for logits and applies a sigmoid to that batch alone.
-class AUROC(_Checked, BinaryPrecisionRecallCurve, BinaryAUROC):
+class AUROC(CheckedMetric, BinaryPrecisionRecallCurve, BinaryAUROC):
     """Area under the ROC curve of values of any range."""
 
 
-class AP(_Checked, BinaryPrecisionRecallCurve, BinaryAveragePrecision):
+class AP(CheckedMetric, BinaryPrecisionRecallCurve, BinaryAveragePrecision):
     """Average precision (a sum of steps, not of trapezoids) of values of any range."""
 
 
 # Not anomalib's F1Max: it keeps its values in an inner metric, which the evaluator does not move to the CPU, and its
 # reset forgets to say that there are none, so that a test without masks after one with masks fails.
-class F1Max(_Checked, _BinaryF1Max):
+class F1Max(CheckedMetric, _BinaryF1Max):
     """Highest F1 over all thresholds, of values of any range."""
 
 
-class AUPRO(_Checked, anomalib_metrics.AUPRO):
+class AUPRO(CheckedMetric, anomalib_metrics.AUPRO):
     """Area under the per-region-overlap curve up to a false-positive rate, divided by that rate.
 
     Regions are the 8-connected components of each mask; every region counts the same.
@@ -107,42 +106,6 @@ class AUPRO(_Checked, anomalib_metrics.AUPRO):
         super().__init__(fields=fields, prefix=prefix, strict=strict, fpr_limit=fpr_limit)
         # anomalib makes the limit a buffer of the state dict: a checkpoint would only load beside this very metric.
         self.register_buffer("fpr_limit", torch.tensor(fpr_limit), persistent=False)
-
-
-def seven_metrics(
-    scores: Tensor | np.ndarray,
-    labels: Tensor | np.ndarray,
-    maps: Tensor | np.ndarray | None = None,
-    masks: Tensor | np.ndarray | None = None,
-) -> dict[str, float]:
-    """Compute the seven metrics outside Lightning, say on the predictions of an exported model.
-
-    Args:
-        scores: Anomaly scores ``(N,)`` of any range, one per image.
-        labels: Ground truth ``(N,)``, bool or 0 and 1; 1 is anomalous.
-        maps: Anomaly maps ``(N, H, W)`` of any range.
-        masks: Ground truth ``(N, H, W)``, bool or 0 and 1.
-
-    Returns:
-        Values in [0, 1] under the keys of ``COLUMNS``, nan where only one class is present. Without maps or masks, the
-        image metrics only.
-
-    Raises:
-        ValueError: If shapes do not fit, a ground truth is not binary, or a prediction is NaN.
-    """
-    batch = SimpleNamespace(raw_score=_cpu(scores), gt_label=_binary("labels", labels), raw_map=None, gt_mask=None)
-    _check_shape("scores", batch.raw_score, (None,))
-    _check_shape("labels", batch.gt_label, tuple(batch.raw_score.shape))
-    if maps is not None and masks is not None:
-        batch.raw_map, batch.gt_mask = _cpu(maps), _binary("masks", masks)
-        _check_shape("maps", batch.raw_map, (len(batch.raw_score), None, None))
-        _check_shape("masks", batch.gt_mask, tuple(batch.raw_map.shape))
-    return _computed(batch, "image") | _computed(batch, "pixel")
-
-
-def pixel_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
-    """Compute the four pixel metrics of maps ``(N, H, W)`` and masks ``(N, H, W)``."""
-    return _computed(SimpleNamespace(raw_map=maps, gt_mask=masks), "pixel")
 
 
 def check_values(batch: Any, name: str, truth_name: str) -> None:
@@ -167,39 +130,4 @@ def check_values(batch: Any, name: str, truth_name: str) -> None:
         raise ValueError(msg)
     if values.isnan().any():
         msg = f"{name} must be numbers, got NaN. Half precision may have overflowed: predict in float32."
-        raise ValueError(msg)
-
-
-FIELDS = {"image": ("raw_score", "gt_label"), "pixel": ("raw_map", "gt_mask")}
-
-
-def _computed(batch: Any, kind: str) -> dict[str, float]:
-    """Compute the metrics of a kind, those that the batch has values and ground truth for."""
-    metrics: list[_Checked] = [metric(FIELDS[kind], f"{kind}_", strict=False) for metric in (AUROC, AP, F1Max)]
-    if kind == "pixel":
-        metrics.append(AUPRO(FIELDS[kind], "pixel_", strict=False))
-    for metric in metrics:
-        metric.update(batch)
-    return {metric.name: metric.compute().item() for metric in metrics if metric.update_called}
-
-
-def _cpu(values: Tensor | np.ndarray) -> Tensor:
-    return torch.as_tensor(values).detach().cpu()
-
-
-def _binary(name: str, values: Tensor | np.ndarray) -> Tensor:
-    truth = _cpu(values)
-    if not ((truth == 0) | (truth == 1)).all():
-        msg = f"{name} must be bool or 0 and 1, got values from {truth.min()} to {truth.max()}. Threshold them first."
-        raise ValueError(msg)
-    return truth.bool()
-
-
-def _check_shape(name: str, values: Tensor, expected: tuple[int | None, ...]) -> None:
-    shape = tuple(values.shape)
-    if len(shape) != len(expected) or any(want not in (None, got) for want, got in zip(expected, shape, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in expected)
-        msg = (
-            f"{name} must have shape ({wanted}), got {shape}. Pass one value per image, or one map per image, in order."
-        )
         raise ValueError(msg)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from anomalib_inp.evaluation.metrics import pixel_metrics
+from anomalib_inp.evaluation.functional import pixel_metrics
 
 FRACTION_BITS = 10
 BINS = 2 ** (1 + 8 + FRACTION_BITS)

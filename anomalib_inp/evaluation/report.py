@@ -14,7 +14,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from anomalib_inp.data.categories import MEAN
+from anomalib_inp.data.subset import MEAN
 from anomalib_inp.evaluation.metrics import COLUMNS
 
 Rows = Mapping[str, Mapping[str, float]]

@@ -10,10 +10,10 @@ from anomalib.data import ImageBatch
 from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
-from anomalib_inp.checkpoints import load_trained, take_apart
-from anomalib_inp.models.base import InpModel
+from anomalib_inp.checkpoints.published import load_trained, take_apart
+from anomalib_inp.encoder.weights import read_weights
+from anomalib_inp.models.encoder_model import InpModel
 from anomalib_inp.models.steps import num_images, source_of
-from anomalib_inp.network.weights import read_weights
 from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.training.recipe import SHORT, Recipe
 

@@ -14,16 +14,16 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from anomalib_inp.checkpoints import load_reconstruction
+from anomalib_inp.checkpoints.own import load_reconstruction
 from anomalib_inp.data.labelled import LabelledAnomalies
 from anomalib_inp.losses.objective import InpFormerPlusPlusObjective
 from anomalib_inp.losses.segmentation import dice_loss
-from anomalib_inp.models.base import InpModel
+from anomalib_inp.models.encoder_model import InpModel
 from anomalib_inp.models.steps import full_precision, num_images, reconstruct, source_of
-from anomalib_inp.network.residual_head import SegmentationHead
+from anomalib_inp.networks.inp_former.residual_head import SegmentationHead
 from anomalib_inp.outputs import PatchFeatures, PseudoBatch
-from anomalib_inp.scoring.anomaly_map import plus_plus_maps
 from anomalib_inp.scoring.detector import InpDetector
+from anomalib_inp.scoring.readings import plus_plus_maps
 from anomalib_inp.training.pseudo_batches import PseudoAnomalies
 from anomalib_inp.training.recipe import SHORT, Recipe, check_positive
 

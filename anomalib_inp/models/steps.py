@@ -8,7 +8,7 @@ from anomalib.data import ImageBatch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_inp.network.inp_former import InpFormerNetwork
+from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.outputs import PatchFeatures, Reconstruction
 from anomalib_inp.scoring.detector import InpDetector
 

@@ -9,10 +9,11 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_inp.network.inp_former import InpFormerNetwork
+from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.outputs import Reconstruction
-from anomalib_inp.scoring.anomaly_map import INP_FORMER_MAPS, Reading, Smoothing
 from anomalib_inp.scoring.image_score import image_score
+from anomalib_inp.scoring.readings import INP_FORMER_MAPS, Reading
+from anomalib_inp.scoring.smoothing import Smoothing
 
 
 class InpDetector(nn.Module):

@@ -1,4 +1,4 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How the network is trained: optimiser and schedule."""
+"""Everything around the training steps: recipe, training data, feature cache, checks and callbacks."""

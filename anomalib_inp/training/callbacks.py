@@ -70,7 +70,7 @@ class EpochSeed(Callback):
         seed_everything(int(entropy.generate_state(1)[0]), verbose=False)
 
 
-class LengthInSteps(Callback):
+class ResumableMaxSteps(Callback):
     """Lets ``max_steps`` resume and end as ``max_epochs`` does.
 
     Lightning 2.6 takes the checkpoint of a finished epoch for one in the middle of it, and ends without the validation
@@ -144,7 +144,7 @@ class FiniteLoss(Callback):
         raise NonFiniteLossError(msg)
 
 
-class SomeSteps(Callback):
+class RefuseEmptyTraining(Callback):
     """Calls no model trained that was shown no batch: Lightning goes on to the test as if it had been."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,4 +165,11 @@ class SomeSteps(Callback):
 
 def training_callbacks() -> list[Callback]:
     """All of the above."""
-    return [DefaultEpochs(), EpochSeed(), LengthInSteps(), FiniteLoss(), FinishedCheckpoint(), SomeSteps()]
+    return [
+        DefaultEpochs(),
+        EpochSeed(),
+        ResumableMaxSteps(),
+        FiniteLoss(),
+        FinishedCheckpoint(),
+        RefuseEmptyTraining(),
+    ]

@@ -30,12 +30,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import anomalib_inp
-from anomalib_inp.cache_folder import cache_folder
-from anomalib_inp.data.checks import DataError, is_repeatable
+from anomalib_inp.data.file_checks import DataError, is_repeatable
+from anomalib_inp.files import cache_folder
 from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.preprocessing import InpPreProcessor
 from anomalib_inp.training.feature_file import DTYPES, is_complete, map_features, num_bytes, write_features
-from anomalib_inp.training.stand_in import StandIn, StandInCallback, images_of, train_data_of
+from anomalib_inp.training.stand_in import DerivedDataset, DerivedDatasetCallback, images_of, train_data_of
 
 Store = Literal["memory", "disk"]
 CacheDtype = Literal["float32", "bfloat16"]
@@ -44,7 +44,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EISDI
 WITHOUT = "Train without a cache: --model.feature_cache off."
 
 
-class CachedFeatures(StandIn):
+class CachedFeatures(DerivedDataset):
     """Patch features of a set of images.
 
     Args:
@@ -70,7 +70,7 @@ class CachedFeatures(StandIn):
         return {**self.__dict__, "_mapped": None}
 
 
-class FeatureCache(StandInCallback):
+class FeatureCache(DerivedDatasetCallback):
     """Encodes the training images before the first step and puts their features in their place.
 
     Args:

@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from anomalib_inp.files import replacing
+
 NAME = "groups"
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 """Names of the precisions in torch and in safetensors."""
@@ -48,17 +50,12 @@ def write_features(
     tensor = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [0, size]}
     header = json.dumps({"__metadata__": description, NAME: tensor}).encode()
     header += b" " * (-(len(header) + 8) % ALIGNMENT)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(struct.pack("<Q", len(header)) + header)
-            for piece in rows:
-                file.write(piece.to(getattr(torch, dtype)).contiguous().view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for piece in rows:
+            file.write(piece.to(getattr(torch, dtype)).contiguous().view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def is_complete(path: Path, description: dict[str, str]) -> bool:

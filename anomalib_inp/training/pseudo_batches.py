@@ -14,10 +14,10 @@ from anomalib_inp.data.labelled import LabelledAnomalies
 from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly, texture_files
 from anomalib_inp.outputs import PseudoBatch
 from anomalib_inp.training.feature_cache import CachedFeatures
-from anomalib_inp.training.stand_in import StandIn, StandInCallback, images_of, train_data_of
+from anomalib_inp.training.stand_in import DerivedDataset, DerivedDatasetCallback, images_of, train_data_of
 
 
-class PseudoBatches(StandIn):
+class PseudoBatches(DerivedDataset):
     """Pairs of normal and pseudo-anomalous images.
 
     Args:
@@ -40,7 +40,7 @@ class PseudoBatches(StandIn):
         return PseudoBatch(normal, pseudo)
 
 
-class PseudoAnomalies(StandInCallback):
+class PseudoAnomalies(DerivedDatasetCallback):
     """Puts pairs of normal and pseudo-anomalous images in the place of the training images.
 
     Args:

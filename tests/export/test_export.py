@@ -23,11 +23,14 @@ from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
 from PIL import Image
 
-from anomalib_inp import InpFormer, InpFormerPlusPlus, deploy
-from anomalib_inp.cache_folder import VARIABLE
-from anomalib_inp.category_thresholds import Range
-from anomalib_inp.deploy import ExportedModel, Metadata, read_metadata
-from anomalib_inp.preprocessing import WHOLE_IMAGE
+from anomalib_inp import InpFormer, InpFormerPlusPlus
+from anomalib_inp.exporting.convert import metadata_of
+from anomalib_inp.files import VARIABLE
+from anomalib_inp.frame import WHOLE_IMAGE
+from anomalib_inp.runtime import edit
+from anomalib_inp.runtime.metadata import read_metadata
+from anomalib_inp.runtime.model import ExportedModel
+from anomalib_inp.thresholds.choose import Range
 
 # Height and width of the images; the model's are 64 x 96.
 IMAGES = {
@@ -191,7 +194,7 @@ def test_an_export_scores_an_image_as_the_engine_does(
     expected: dict[str, ImageBatch],
 ) -> None:
     ours, theirs, tolerance = runs[kind](images[image]), expected[image], TOLERANCE[kind]
-    metadata = Metadata.of(model)
+    metadata = metadata_of(model)
     assert metadata.to_raw(ours.score) == pytest.approx(theirs.raw_score.item(), abs=tolerance)
     raw_map = metadata.to_raw(ours.anomaly_map, "pixel")
     np.testing.assert_allclose(raw_map, theirs.raw_map[0].numpy(), atol=tolerance, rtol=0)
@@ -216,7 +219,7 @@ def test_antialiasing_makes_a_difference(
     monkeypatch.setattr(model.pre_processor.export_transform.transforms[0], "antialias", False)
     with torch.no_grad():
         result = model(read_image(images["large.png"], as_tensor=True)[None])
-    raw_map = Metadata.of(model).to_raw(result.anomaly_map[0, 0].numpy(), "pixel")
+    raw_map = metadata_of(model).to_raw(result.anomaly_map[0, 0].numpy(), "pixel")
     assert np.abs(raw_map - expected["large.png"].raw_map[0].numpy()).max() > 100 * TOLERANCE["onnx"]
 
 
@@ -252,7 +255,7 @@ def test_onnx_file(model: InpFormer, exports: dict[str, Path]) -> None:
     onnx.checker.check_model(content)
     assert [(entry.domain, entry.version) for entry in content.opset_import if entry.domain == ""] == [("", 18)]
     assert [output.name for output in content.graph.output] == ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
-    assert read_metadata(exports["onnx"]) == Metadata.of(model)
+    assert read_metadata(exports["onnx"]) == metadata_of(model)
 
 
 @pytest.mark.parametrize("kind", ["openvino", "openvino_fp16"])
@@ -261,7 +264,7 @@ def test_openvino_file(kind: str, model: InpFormer, exports: dict[str, Path]) ->
     assert [value.any_name for value in content.inputs] == ["input"]
     assert [value.any_name for value in content.outputs] == ["pred_score", "pred_label", "anomaly_map", "pred_mask"]
     assert str(content.inputs[0].partial_shape) == "[?,3,?,?]"
-    assert read_metadata(exports[kind]) == Metadata.of(model)
+    assert read_metadata(exports[kind]) == metadata_of(model)
 
 
 def test_half_precision_is_half_as_large(exports: dict[str, Path]) -> None:
@@ -270,7 +273,7 @@ def test_half_precision_is_half_as_large(exports: dict[str, Path]) -> None:
 
 
 def test_metadata_of_a_model(model: InpFormer) -> None:
-    metadata, post = Metadata.of(model), model.post_processor
+    metadata, post = metadata_of(model), model.post_processor
     assert metadata.normalized
     assert metadata.image_threshold == post.image_threshold
     assert metadata.pixel_threshold == post.pixel_threshold
@@ -284,7 +287,7 @@ def test_files_that_are_no_export_of_ours(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="carries no metadata of anomalib-inp; export the model"):
         read_metadata(tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="carries no metadata of anomalib-inp; export the model"):
-        deploy.set_thresholds(tmp_path / "model.onnx", image=0.5)
+        edit.set_thresholds(tmp_path / "model.onnx", image=0.5)
     for name in ("missing.xml", "missing.onnx", "model.pt"):
         with pytest.raises(FileNotFoundError, match=f"Expected the .xml of an exported OpenVINO .*{name}"):
             ExportedModel(tmp_path / name)
@@ -349,7 +352,7 @@ def check_moved_thresholds(path: Path, image: Path) -> None:
     values = {"image": metadata.image_threshold, "pixel": metadata.pixel_threshold}
     for moved in ({"image": upper}, {"pixel": low}, {"image": lower, "pixel": high}):
         values |= moved
-        returned = deploy.set_thresholds(path, **moved)
+        returned = edit.set_thresholds(path, **moved)
         assert returned == read_metadata(path)
         assert returned == metadata._replace(image_threshold=values["image"], pixel_threshold=values["pixel"])
         assert files_below(path.parent) == names
@@ -423,7 +426,7 @@ def test_an_export_knows_the_thresholds_of_the_categories(
     with pytest.raises(ValueError, match="no thresholds of the category 'nut'; it knows low, high"):
         ExportedModel(path, category="nut")
     before = read_metadata(path)
-    moved = deploy.set_thresholds(path, image=0.125, category="low")
+    moved = edit.set_thresholds(path, image=0.125, category="low")
     assert moved.image_threshold == 0.125
     assert read_metadata(path).of_category("low") == moved._replace(categories=read_metadata(path).categories)
     assert read_metadata(path)._replace(categories=before.categories) == before
@@ -451,7 +454,7 @@ def test_an_export_is_read_by_the_category_that_was_chosen(
 def test_looking_at_thresholds_writes_nothing(kind: str, model: InpFormer, exports: dict[str, Path]) -> None:
     files = sorted(exports[kind].parent.iterdir())
     before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
-    assert deploy.set_thresholds(exports[kind]) == Metadata.of(model)
+    assert edit.set_thresholds(exports[kind]) == metadata_of(model)
     assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in files] == before
 
 
@@ -459,7 +462,7 @@ def test_looking_at_thresholds_writes_nothing(kind: str, model: InpFormer, expor
 def test_thresholds_of_an_export_are_finite(value: float, exports: dict[str, Path]) -> None:
     before = read_metadata(exports["openvino"])
     with pytest.raises(ValueError, match="The pixel threshold must be a finite raw score"):
-        deploy.set_thresholds(exports["openvino"], pixel=value)
+        edit.set_thresholds(exports["openvino"], pixel=value)
     assert read_metadata(exports["openvino"]) == before
 
 
@@ -487,7 +490,7 @@ def test_without_thresholds_an_export_warns_and_gives_raw_scores(
         assert not ours.label
         assert not ours.mask.any()
     with pytest.raises(ValueError, match="A model exported without thresholds is exported anew"):
-        deploy.set_thresholds(path, image=0.5)
+        edit.set_thresholds(path, image=0.5)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
@@ -520,14 +523,14 @@ def test_a_raw_export_has_the_labels_of_a_normalised_one(
 ) -> None:
     monkeypatch.setattr(model.post_processor, "enable_normalization", False)
     path = model.to_openvino(tmp_path)
-    assert read_metadata(path) == Metadata.of(model)
+    assert read_metadata(path) == metadata_of(model)
     assert not read_metadata(path).normalized
     exported = ExportedModel(path)
     for name, theirs in expected.items():
         ours = predict_exported(exported, images[name])
         assert ours.score == pytest.approx(theirs.raw_score.item(), abs=1e-4)
         assert ours.label == theirs.pred_label.item()
-    deploy.set_thresholds(path, image=ours.score - 0.01)
+    edit.set_thresholds(path, image=ours.score - 0.01)
     assert predict_exported(ExportedModel(path), images[name]).label
 
 

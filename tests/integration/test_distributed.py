@@ -115,7 +115,7 @@ from anomalib.engine import Engine
 from lightning import Callback, seed_everything
 
 from anomalib_inp import InpFormer, InpPostProcessor, MultiCategory
-from anomalib_inp.evaluation.extremes import ExtremeResults
+from anomalib_inp.pictures.extremes import ExtremeResults
 
 data, encoder, folder, devices = *sys.argv[1:4], int(sys.argv[4])
 torch.set_num_threads(1)

@@ -18,8 +18,8 @@ from model_tester import ModelTester, engine
 from PIL import Image
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus
-from anomalib_inp.data.checks import DataError
-from anomalib_inp.models.loading import load_model
+from anomalib_inp.data.file_checks import DataError
+from anomalib_inp.models.registry import load_model
 from anomalib_inp.training.pseudo_batches import PseudoBatches
 
 MAPS = ("fused", "reconstruction", "segmentation", "prototype_distance", "nearest_prototype_distance")

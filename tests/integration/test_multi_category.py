@@ -16,8 +16,8 @@ from lightning import Callback
 from model_tester import SMALL, engine
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPostProcessor, MultiCategory
-from anomalib_inp.data.checks import DataError
 from anomalib_inp.data.few_shot import NUM_VIEWS, few_shot_views
+from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.sample import CATEGORIES
 from anomalib_inp.outputs import PatchFeatures
 

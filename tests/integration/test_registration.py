@@ -190,7 +190,7 @@ assert model_of("--model", "anomalib_inp.InpFormer")["class_path"] == "anomalib_
 def test_when_ours_cannot_be_imported_anomalib_keeps_its_name_and_says_why() -> None:
     run(f"""
 import sys, warnings
-sys.modules["anomalib_inp.network.inp_former"] = None  # Importing it raises ModuleNotFoundError.
+sys.modules["anomalib_inp.networks.inp_former.network"] = None  # Importing it raises ModuleNotFoundError.
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import anomalib.models
@@ -204,9 +204,9 @@ try:
     from anomalib_inp import InpFormer
     raise AssertionError("imported")
 except ModuleNotFoundError as error:
-    assert "anomalib_inp.network.inp_former" in str(error), error
+    assert "anomalib_inp.networks.inp_former.network" in str(error), error
 
-del sys.modules["anomalib_inp.network.inp_former"]
+del sys.modules["anomalib_inp.networks.inp_former.network"]
 from anomalib_inp.plugin import register
 register()
 {CHECK_NAMES}""")

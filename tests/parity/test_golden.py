@@ -14,15 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_inp.checkpoints import RENAMED, network_from_reference
+from anomalib_inp.checkpoints.published import RENAMED, network_from_reference
 from anomalib_inp.data.few_shot import few_shot_views
 from anomalib_inp.distances import prototype_distance
+from anomalib_inp.encoder.frozen import default_target_layers
 from anomalib_inp.losses.coherence import coherence_loss
 from anomalib_inp.losses.objective import InpFormerObjective
-from anomalib_inp.network.encoder import default_target_layers
-from anomalib_inp.network.inp_former import InpFormerNetwork
-from anomalib_inp.scoring.anomaly_map import INP_FORMER_MAPS, Smoothing
+from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.scoring.detector import InpDetector
+from anomalib_inp.scoring.readings import INP_FORMER_MAPS
+from anomalib_inp.scoring.smoothing import Smoothing
 from anomalib_inp.training.recipe import Recipe
 
 INPUTS = {"image", "train.images", "few_shot.image"}

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_inp import InpFormer, checkpoints, cli, deploy
+from anomalib_inp import InpFormer, cli
+from anomalib_inp.checkpoints import edit
 from anomalib_inp.data.sample import CATEGORIES, write_sample_data
+from anomalib_inp.runtime import metadata
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "inp_former_tiny" / "model.pth"
 COMMANDS = {
@@ -162,7 +164,7 @@ def test_convert_and_set_thresholds(run: Run, tmp_path: Path) -> None:
     printed = run("threshold", checkpoint, "--image", 0.25, "--pixel", 0.5, "--normalized", "false")
     expected = {"image": 0.25, "pixel": 0.5, "normalized": False, "categories": []}
     assert printed.splitlines() == ["Image threshold: 0.25", "Pixel threshold: 0.5", "Scores: raw"]
-    assert checkpoints.set_thresholds(checkpoint) == expected
+    assert edit.set_thresholds(checkpoint) == expected
     content = torch.load(checkpoint, weights_only=True)
     content["anomalib_post_processor_config"]["ranges"] = {name: [[0.3, 0.1, 0.5]] * 2 for name in ("bolt", "nut")}
     torch.save(content, tmp_path / "two.ckpt")
@@ -185,15 +187,15 @@ def test_convert_says_what_is_wrong(fail: Run, tmp_path: Path) -> None:
 
 
 def test_thresholds_of_an_exported_model(run: Run, fail: Run, exported: Path) -> None:
-    before = deploy.read_metadata(exported)
+    before = metadata.read_metadata(exported)
     assert f"Image threshold: {before.image_threshold:.6g}" in run("threshold", exported)
     printed = run("threshold", exported, "--image", 0.75)
-    after = deploy.read_metadata(exported)
+    after = metadata.read_metadata(exported)
     assert after == before._replace(image_threshold=0.75)
     assert "Image threshold: 0.75" in printed
     assert "set it there and export again" in fail("threshold", exported, "--normalized", "false")
     assert "must be a finite raw score" in fail("threshold", exported, "--pixel", ".inf")
-    assert deploy.read_metadata(exported) == after
+    assert metadata.read_metadata(exported) == after
 
 
 def test_thresholds_of_no_model(fail: Run, tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_predict(run: Run, exported: Path, images: Path, tmp_path: Path, monkeyp
 
 def test_predict_passes_its_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple] = []
-    monkeypatch.setattr("anomalib_inp.prediction.predict_images", lambda *given: calls.append(given))
+    monkeypatch.setattr("anomalib_inp.runtime.predict.predict_images", lambda *given: calls.append(given))
     model, images = tmp_path / "model.xml", tmp_path / "images"
     run("predict", model, images)
     options = ("--output", "there", "--device", "GPU", "--precision", "null", "--category", "nut")

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import CenterCrop, Resize
 
 from anomalib_inp import InpFormer
-from anomalib_inp.preprocessing import IMAGENET_MEAN, IMAGENET_STD, WHOLE_IMAGE, InpPreProcessor, resolve_sizes
+from anomalib_inp.frame import WHOLE_IMAGE, resolve_sizes
+from anomalib_inp.preprocessing import IMAGENET_MEAN, IMAGENET_STD, InpPreProcessor
 
 # Height and width of images; the model's are 64 x 96.
 LARGE, SMALL, MIXED = (150, 210), (40, 50), (30, 300)

@@ -16,9 +16,10 @@ from PIL import Image
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_inp.data import MultiCategory, Source
-from anomalib_inp.data.categories import Categories
-from anomalib_inp.data.checks import DataCheck, DataError
+from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.sample import CATEGORIES
+from anomalib_inp.data.subset import Categories
+from anomalib_inp.training.data_check import DataCheck
 
 
 @pytest.fixture(scope="module")

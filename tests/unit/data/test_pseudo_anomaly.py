@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from anomalib_inp.data.checks import DataError
+from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.pseudo_anomaly import (
     Defect,
     PseudoAnomaly,

@@ -7,7 +7,8 @@ import torch
 from anomalib.data import ImageBatch
 from reference_metrics import make_data, reference_seven
 
-from anomalib_inp.evaluation.metrics import AP, AUPRO, AUROC, COLUMNS, F1Max, seven_metrics
+from anomalib_inp.evaluation.functional import seven_metrics
+from anomalib_inp.evaluation.metrics import AP, AUPRO, AUROC, COLUMNS, F1Max
 
 
 @pytest.mark.parametrize("kind", ["random", "smooth", "tied"])

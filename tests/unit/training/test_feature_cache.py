@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2 import RandomHorizontalFlip, Resize
 
 from anomalib_inp import InpFormer
-from anomalib_inp.cache_folder import VARIABLE
-from anomalib_inp.data.checks import DataError
+from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.sample import write_sample_data
+from anomalib_inp.files import VARIABLE
 from anomalib_inp.training import feature_cache
 from anomalib_inp.training.feature_cache import CachedFeatures
 
@@ -148,7 +148,7 @@ def test_what_a_kill_leaves_is_not_used(model, datamodule, tmp_path: Path) -> No
     """A cache that is half written has another name; one that was cut short is written again."""
     expected = train(model(feature_cache="disk"), datamodule(), tmp_path).values
     (path,) = (tmp_path / "cache").glob("*.safetensors")
-    path.with_name(f".{path.name}.partial").write_bytes(b"half")
+    path.with_name(f".{path.stem}.partial{path.suffix}").write_bytes(b"half")
     path.write_bytes(path.read_bytes()[:1000])
     assert train(model(feature_cache="disk"), datamodule(), tmp_path).values == expected
     assert sorted(file.suffix for file in path.parent.iterdir()) == [".lock", ".safetensors"]

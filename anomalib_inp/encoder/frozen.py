@@ -1,0 +1,179 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The frozen encoder: a timm Vision Transformer whose middle blocks are tapped."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from itertools import islice
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from anomalib_inp.encoder.positions import resize_positions
+from anomalib_inp.outputs import PatchFeatures
+
+MAX_TAPPED = 8
+
+
+def default_target_layers(depth: int) -> list[int]:
+    """Blocks to tap (0-based), spread over the middle of an encoder of ``depth`` blocks.
+
+    Depth 12 gives 2, 3, ..., 9 and depth 24 gives 4, 6, ..., 18, as published; other depths keep the proportion.
+
+    Raises:
+        ValueError: The encoder has fewer than two blocks to tap.
+    """
+    first, last = depth / 6, min(depth * 3 / 4, depth - 1)
+    count = min(MAX_TAPPED, (round(last) - round(first) + 1) // 2 * 2)
+    if count < 2:
+        msg = f"At least two blocks are tapped, but an encoder of depth {depth} has too few; choose a deeper one."
+        raise ValueError(msg)
+    return [round(first + (last - first) * step / (count - 1)) for step in range(count)]
+
+
+class FrozenEncoder(nn.Module):
+    """Turns images into patch features; never trains, and stays in eval mode inside a training parent.
+
+    Its weights are not part of ``state_dict``: they come from where the encoder was made, so that a checkpoint holds
+    only what was trained.
+
+    Args:
+        backbone: A timm Vision Transformer with its weights, built at its native image size.
+        target_layers: Blocks to tap (0-based, increasing, an even number); ``None`` taps the published ones
+            (:func:`default_target_layers`). Blocks after the last one are dropped.
+
+    Attributes:
+        embed_dim: Width ``D``.
+        num_heads: Attention heads.
+        patch_size: Side of a patch in pixels.
+        target_layers: The tapped blocks.
+        digest: Fingerprint of the weights in use; a checkpoint notes it, so that it never meets another encoder.
+
+    Raises:
+        TypeError: The backbone has no transformer blocks or patch embedding to read.
+        ValueError: ``target_layers`` do not fit the backbone.
+    """
+
+    def __init__(self, backbone: nn.Module, target_layers: Sequence[int] | None = None) -> None:
+        super().__init__()
+        if not all(hasattr(backbone, part) for part in ("blocks", "patch_embed", "forward_intermediates")):
+            msg = f"The encoder must be a Vision Transformer of timm, got {type(backbone).__name__}."
+            raise TypeError(msg)
+        depth = len(backbone.blocks)
+        self.target_layers = (
+            default_target_layers(depth) if target_layers is None else _checked_layers(target_layers, depth)
+        )
+        backbone.prune_intermediate_layers(self.target_layers, prune_norm=True, prune_head=True)
+        self.embed_dim: int = backbone.embed_dim
+        self.num_heads: int = backbone.blocks[0].attn.num_heads
+        self.patch_size: int = backbone.patch_embed.patch_size[0]
+        self.backbone = backbone
+        self.digest = _digest(backbone)
+        self._positions: dict[Any, Tensor] = {}
+        self.requires_grad_(False)
+        self.eval()
+        self.register_load_state_dict_pre_hook(_keep_own_weights)
+
+    def forward(self, images: Tensor) -> PatchFeatures:
+        """Encode normalised images ``(B, 3, H, W)``, whose height and width are multiples of the patch size."""
+        layers = self.tap(images)
+        half = len(self.target_layers) // 2
+        # Added up as they come, so that no more than one layer is held.
+        groups = [reduce(torch.add, islice(layers, half)) / half for _ in range(2)]
+        return PatchFeatures(groups, self.grid(images))
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Patch rows and columns ``(h, w)`` of images ``(B, 3, H, W)``.
+
+        Raises:
+            ValueError: Height or width is not a multiple of the patch size.
+        """
+        # plain numbers, so that tracing for export takes the size as fixed
+        (height, width), patch = (int(side) for side in images.shape[-2:]), self.patch_size
+        if height % patch or width % patch:
+            msg = (
+                f"Image height and width must be multiples of the patch size {patch}, got {height}x{width}. "
+                f"The nearest smaller size is {height // patch * patch}x{width // patch * patch}."
+            )
+            raise ValueError(msg)
+        return height // patch, width // patch
+
+    def tap(self, images: Tensor) -> Iterator[Tensor]:
+        """Patch tokens after each tapped block, each ``(B, N, D)``."""
+        if not isinstance(self.backbone, VisionTransformer):  # rotary positions (timm's Eva) need no table of ours
+            yield from self.backbone.forward_intermediates(
+                images, indices=self.target_layers, norm=False, output_fmt="NLC", intermediates_only=True
+            )
+            return
+        tokens = self.prepare_tokens(images)
+        for index, block in enumerate(self.backbone.blocks):
+            tokens = block(tokens)
+            if index in self.target_layers:
+                yield tokens[:, self.backbone.num_prefix_tokens :]
+
+    def prepare_tokens(self, images: Tensor) -> Tensor:
+        """Embed images ``(B, 3, H, W)``: class, register and patch tokens with their positions, ``(B, P + N, D)``."""
+        backbone = self.backbone
+        grid = self.grid(images)
+        embed = backbone.patch_embed
+        tokens = embed.norm(embed.proj(images).flatten(2).transpose(1, 2))  # (B, N, D)
+        prefix = [getattr(backbone, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+        prefix = [token.expand(images.shape[0], -1, -1) for token in prefix if token is not None]
+        if backbone.no_embed_class:
+            tokens = torch.cat([*prefix, tokens + self._position_table(grid)], dim=1)
+        else:
+            tokens = torch.cat([*prefix, tokens], dim=1) + self._position_table(grid)
+        return backbone.norm_pre(tokens)
+
+    def _position_table(self, grid: tuple[int, int]) -> Tensor:
+        """Position table for a patch grid; resized once per grid, since the table is frozen."""
+        table = self.backbone.pos_embed
+        key = (grid, table.dtype, table.device)
+        if key not in self._positions:
+            prefix = 0 if self.backbone.no_embed_class else self.backbone.num_prefix_tokens
+            resized = resize_positions(table[:, prefix:], grid)
+            self._positions[key] = torch.cat([table[:, :prefix], resized], dim=1).detach()
+        return self._positions[key]
+
+    def train(self, mode: bool = True) -> "FrozenEncoder":
+        """Stay in eval mode: a frozen encoder has no training mode."""
+        del mode
+        return super().train(False)
+
+    def state_dict(self, *args: Any, destination: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Contribute nothing: the weights belong to the encoder's origin, not to a checkpoint."""
+        del args, kwargs
+        return {} if destination is None else destination
+
+
+def _checked_layers(target_layers: Sequence[int], depth: int) -> list[int]:
+    layers = list(target_layers)
+    beyond = [layer for layer in layers if not 0 <= layer < depth]
+    if beyond:
+        msg = (
+            f"target_layers must be blocks of the encoder, 0 to {depth - 1}, got {beyond} in {layers}. "
+            f"The default of this encoder is {default_target_layers(depth)}."
+        )
+        raise ValueError(msg)
+    if not layers or layers != sorted(set(layers)) or len(layers) % 2:
+        msg = f"target_layers must be an even number of different blocks in increasing order, got {layers}."
+        raise ValueError(msg)
+    return layers
+
+
+def _digest(backbone: nn.Module) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in backbone.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _keep_own_weights(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let a strict load pass: the encoder's weights are not in the checkpoint and stay as they are."""
+    own = nn.Module.state_dict(module, prefix=prefix)
+    state_dict.update(own)

@@ -1,0 +1,118 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tests a model with the seven metrics of the paper, per category and on average."""
+
+import logging
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.metrics import Evaluator
+from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+
+from anomalib_inp.data.subset import MEAN, Categories
+from anomalib_inp.evaluation.functional import FIELDS, seven_metrics
+from anomalib_inp.evaluation.metrics import COLUMNS, check_values
+from anomalib_inp.evaluation.pixels import BinnedPixels, ExactPixels, of_each
+from anomalib_inp.evaluation.report import metrics_table, with_mean, write_metrics
+from anomalib_inp.evaluation.scores import ImageScores
+
+logger = logging.getLogger(__name__)
+EXACT_IMAGES = 2500
+"""Test images up to which pixel metrics are exact: 0.8 GB of maps of 256 x 256."""
+
+
+class PaperEvaluator(Evaluator):
+    """Tests with the seven metrics: of each category where the data module has several, and their mean.
+
+    Image metrics read ``raw_score`` ``(B,)`` and ``gt_label`` ``(B,)`` of a batch, pixel metrics ``raw_map``
+    ``(B, H, W)`` or ``(B, 1, H, W)`` and ``gt_mask`` ``(B, H, W)``. Without masks the pixel metrics are absent from the
+    results; a metric over one class only (say, only normal images) is nan, and the mean leaves it out. The mean is
+    logged under the keys of ``COLUMNS``, the metrics of several categories as ``<category>/<key>``; all of them are
+    written to ``metrics.csv``, ``metrics.json`` and ``metrics.md`` in the trainer's ``default_root_dir``.
+
+    Several processes give the numbers of one: an image that Lightning hands out twice is counted once.
+
+    Args:
+        exact_images: Up to so many test images pixel metrics are exact; of more, pixels are counted in bins of 0.1 %,
+            and memory does not grow with them.
+    """
+
+    def __init__(self, exact_images: int = EXACT_IMAGES) -> None:
+        super().__init__()
+        self.exact_images = exact_images
+        self.categories: Categories | None = None
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from nothing, with the categories of the test images."""
+        self.categories = Categories.of_data(trainer, "test_data")
+        count = len(self.categories.names) if self.categories else 1
+        pixels = ExactPixels if _num_images(trainer) <= self.exact_images else BinnedPixels
+        self.test_metrics = torch.nn.ModuleList([ImageScores(), pixels(count)]).to(pl_module.device)
+        self.setup(trainer, pl_module, "test")  # where they are kept
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
+    ) -> None:
+        """Add a batch.
+
+        Raises:
+            ValueError: Values and ground truth differ in shape, or a value is NaN.
+        """
+        del pl_module, outputs
+        for fields in FIELDS.values():
+            check_values(batch, *fields)
+        if batch.gt_label is None:
+            return
+        categories = torch.zeros(len(batch.gt_label), dtype=torch.long)
+        counted = torch.ones(len(categories), dtype=torch.bool)
+        masked = counted
+        if self.categories is not None and self.categories.known(batch):
+            categories = self.categories.of(batch.image_path)
+            counted = self.categories.counted(batch.image_path, trainer)
+            masked = counted & torch.tensor(self.categories.has_masks)[categories]
+        categories, counted, masked = (values.to(batch.raw_score.device) for values in (categories, counted, masked))
+        scores, pixels = self.test_metrics
+        if counted.any():
+            scores.update(batch.raw_score[counted], batch.gt_label[counted], categories[counted])
+        if batch.gt_mask is not None and masked.any():
+            maps = batch.raw_map.view(batch.gt_mask.shape)
+            pixels.update(maps[masked], batch.gt_mask[masked], categories[masked])
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute, log, print and write."""
+        del pl_module
+        (scores, labels, categories), by_pixel = (metric.compute() for metric in self.test_metrics)
+        self.test_metrics = torch.nn.ModuleList()  # a model that is saved now holds no maps
+        names = self.categories.names if self.categories else [""]
+        by_image = of_each(len(names), categories, lambda own: seven_metrics(scores[own], labels[own]))
+        rows = {name: image | pixel for name, image, pixel in zip(names, by_image, by_pixel, strict=True)}
+        if missing := [key for key in COLUMNS if not any(key in values for values in rows.values())]:
+            logger.info("The test data have no ground truth for %s: left out.", ", ".join(missing))
+        results = with_mean(rows)
+        logged = dict(results[MEAN])
+        if len(rows) > 1:
+            logged |= {f"{name}/{key}": value for name, values in rows.items() for key, value in values.items()}
+        else:
+            (logged,), results = rows.values(), rows
+        for key, value in logged.items():
+            self.log(key, value, sync_dist=True)
+            # Lightning logs nothing in barebones mode, so anomalib fills these itself.
+            if trainer.barebones:
+                trainer.callback_metrics[key] = trainer.logged_metrics[key] = torch.tensor(value)
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            write_metrics(Path(trainer.default_root_dir), results)
+            if trainer.test_loop.verbose:
+                Console().print(metrics_table(results))
+                # Lightning's own table has a line for each metric of each category.
+                trainer.test_loop.verbose = len(rows) == 1
+
+
+def _num_images(trainer: Trainer) -> int:
+    """Count the images to test on, where the data say so."""
+    loaders = trainer.test_dataloaders
+    datasets = [getattr(loader, "dataset", None) for loader in (loaders if isinstance(loaders, list) else [loaders])]
+    return sum(len(dataset) for dataset in datasets if isinstance(dataset, Sized))

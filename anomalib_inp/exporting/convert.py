@@ -1,0 +1,127 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Makes exports: pre-processor, detector and post-processor as one graph."""
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib.data import InferenceBatch
+from lightning_utilities.core.imports import module_available
+from torch import nn
+
+from anomalib_inp.files import replacing
+from anomalib_inp.frame import WHOLE_IMAGE
+
+if TYPE_CHECKING:
+    import openvino
+    from anomalib.models.components import AnomalibModule
+from anomalib_inp.runtime.metadata import KEY, Metadata
+
+OPSET = 18  # the first in which Resize knows antialiasing
+TRACE_SIZE = (224, 320)
+
+
+def metadata_of(model: "AnomalibModule") -> Metadata:
+    """Read off a model what its exports say of themselves."""
+    post, crop_box = model.post_processor, getattr(model.pre_processor, "crop_box", WHOLE_IMAGE)
+    if post is None:
+        return Metadata(False, math.nan, 1.0, math.nan, 1.0, crop_box)
+    (image, image_span), (pixel, pixel_span) = (post.threshold_and_span(kind) for kind in ("image", "pixel"))
+    scales = (float(image), float(image_span), float(pixel), float(pixel_span))
+    normalized = post.enable_normalization and not math.isnan(scales[0])
+    categories = {
+        name: [image.threshold, image.span, pixel.threshold, pixel.span] for name, (image, pixel) in post.ranges.items()
+    }
+    limits = (1 - post.image_sensitivity, 1 - post.pixel_sensitivity)
+    return Metadata(normalized, *scales, crop_box, categories, *limits)
+
+
+def graph_of(model: "AnomalibModule") -> nn.Module:
+    """Chain pre-processor, detector and post-processor: what an export consists of."""
+    return nn.Sequential(*(part for part in (model.pre_processor, model.model, model.post_processor) if part)).eval()
+
+
+class _WithoutNone(nn.Module):
+    """Leaves out labels and masks that no post-processor has set: a trace takes tensors alone."""
+
+    def forward(self, outputs: InferenceBatch) -> tuple[torch.Tensor, ...]:
+        return tuple(value for value in outputs if value is not None)
+
+
+def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = None, **kwargs: Any) -> "openvino.Model":
+    """Convert a model to OpenVINO, straight from PyTorch: OpenVINO's ONNX reader ignores antialiasing.
+
+    Args:
+        model: The model, with its post-processor's thresholds.
+        input_size: Height and width of input images in pixels; ``None`` accepts any.
+        **kwargs: Further arguments of ``openvino.convert_model``.
+
+    Returns:
+        An ``openvino.Model`` with a dynamic batch and the outputs of anomalib's exports.
+
+    Raises:
+        ModuleNotFoundError: OpenVINO is not installed.
+    """
+    if not module_available("openvino"):
+        msg = "Exporting to OpenVINO needs the package openvino: pip install 'anomalib-inp[export]'."
+        raise ModuleNotFoundError(msg, name="openvino")
+    import openvino
+
+    graph, device = graph_of(model), model.device
+    example = torch.rand(1, 3, *(input_size or TRACE_SIZE))
+    shape = [-1, 3, *(input_size or (-1, -1))]
+    with _quiet(), torch.no_grad():
+        names = [name for name, value in graph.cpu()(example)._asdict().items() if value is not None]
+        traced = nn.Sequential(graph, _WithoutNone())
+        converted = openvino.convert_model(traced, example_input=example, input=[("input", shape)], **kwargs)
+    graph.to(device)
+    converted.inputs[0].get_tensor().set_names({"input"})
+    for output, name in zip(converted.outputs, names, strict=True):
+        output.get_tensor().set_names({name})
+    converted.set_rt_info(json.dumps(metadata_of(model)._asdict()), KEY)
+    return converted
+
+
+def save_openvino(model: "openvino.Model", path: Path, half: bool = False) -> Path:
+    """Write an OpenVINO model as ``.xml`` and ``.bin``.
+
+    Args:
+        model: What :func:`to_openvino` makes.
+        path: The ``.xml``.
+        half: Store weights that are not in 8 bits in 16.
+
+    Returns:
+        The ``.xml``.
+    """
+    import openvino
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(model, path, compress_to_fp16=half)
+    return path
+
+
+def annotate_onnx(path: Path, metadata: Metadata) -> None:
+    """Write metadata into an ONNX file."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {KEY: json.dumps(metadata._asdict())})
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what tracing says of sizes that are fixed on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions call the deprecation of torch.jit.trace so
+        yield

@@ -1,0 +1,92 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""anomalib's export methods, for models whose exports must score an image as the model does."""
+
+from pathlib import Path
+from typing import Any
+
+from anomalib.data import AnomalibDataModule
+from anomalib.deploy import CompressionType, ExportType
+from anomalib.models.components.base.export_mixin import ExportMixin
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torchmetrics import Metric
+
+from anomalib_inp.evaluation.metrics import AUROC
+from anomalib_inp.exporting import convert, quantization
+
+
+class InpExport(ExportMixin):
+    """Exports to ONNX with antialiasing and to OpenVINO from the PyTorch module; to PyTorch as anomalib does."""
+
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Export to a pickle of the module, as anomalib does, with nothing in it left to train.
+
+        anomalib's ``TorchInferencer`` runs it outside ``no_grad``, so its results would carry a graph.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        try:
+            self.requires_grad_(False)
+            return super().to_torch(export_root, model_file_name)
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    def to_onnx(self, export_root: Path | str, model_file_name: str = "model", *args: Any, **kwargs: Any) -> Path:
+        """Export to one ONNX file that carries our metadata; arguments as in anomalib."""
+        self._say_what_is_exported()
+        options = {"opset_version": convert.OPSET, "external_data": False, "verbose": False, **kwargs}
+        path = super().to_onnx(export_root, model_file_name, *args, **options)
+        convert.annotate_onnx(path, convert.metadata_of(self))
+        return path
+
+    def to_openvino(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        compression_type: CompressionType | str | None = None,
+        datamodule: AnomalibDataModule | None = None,
+        metric: Metric | None = None,
+        max_drop: float = 0.01,
+        ov_kwargs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> Path:
+        """Export to OpenVINO from the PyTorch module; arguments as in anomalib, those of ONNX have no use here.
+
+        ``INT8_PTQ`` calibrates with the training images of ``datamodule``; ``INT8_ACQ`` also watches ``metric``, by
+        default the image AUROC of its validation images.
+
+        Raises:
+            ModuleNotFoundError: A package for the export is not installed.
+            ValueError: INT8 without a data module, or a watch on images of one class.
+        """
+        compression_type = None if compression_type is None else CompressionType(compression_type)
+        calibrated = compression_type in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
+        # First what may be missing, then what takes time.
+        images = quantization.calibration_images(datamodule) if calibrated else []
+        items = quantization.validation_items(datamodule) if compression_type == CompressionType.INT8_ACQ else []
+        self._say_what_is_exported()
+        model = convert.to_openvino(self, input_size, **(ov_kwargs or {}))
+        if compression_type == CompressionType.INT8_PTQ:
+            model = quantization.quantize(model, images)
+        elif compression_type == CompressionType.INT8_ACQ:
+            metric = metric or AUROC(fields=["raw_score", "gt_label"], prefix="image_")
+            model = quantization.quantize_with_accuracy(model, images, items, metric, max_drop)
+        elif compression_type == CompressionType.INT8:
+            model = self._compress_ov_model(model, compression_type)
+        folder = Path(export_root) / "weights" / ExportType.OPENVINO.value
+        return convert.save_openvino(model, folder / f"{model_file_name}.xml", half=compression_type is not None)
+
+    def _say_what_is_exported(self) -> None:
+        if self.post_processor is None:
+            rank_zero_info(f"Exporting the map {self.model.map}, raw: the model has no post-processor.")
+            return
+        category = getattr(self.post_processor, "category", None)  # anomalib's own has none
+        whose = f"the thresholds of {category}" if category else "the common thresholds"
+        rank_zero_info(f"Exporting the map {self.model.map}, read by {whose}.")
+        if self.post_processor.image_threshold.isnan():
+            rank_zero_warn(
+                "The model has no thresholds: the export gives raw scores, and labels and masks are always normal. "
+                "Set them by hand: anomalib-inp threshold CHECKPOINT, or model.post_processor.set_thresholds."
+            )

@@ -1,0 +1,218 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pictures of results that line up with the image.
+
+The anomaly map covers the part of the image that the model inspects. These pictures put it back where it came from and
+keep the image's aspect ratio; anomalib's own ``ImageVisualizer`` stretches image and map to one square.
+"""
+
+import cv2
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image, ImageDraw, ImageFont
+
+from anomalib_inp.frame import WHOLE_IMAGE, CropBox
+
+PAPER, LINE, INK, _FAINT = (255, 255, 255), (208, 212, 218), (32, 36, 42), (104, 112, 122)
+_TRUTH, _FOUND, _FINE, _WRONG = (0, 214, 143), (235, 32, 38), (0, 128, 72), (176, 92, 0)
+# A line-scan image of 10:1 would otherwise make a strip that is 40 panel heights wide.
+_WIDEST_PANEL = 3
+
+
+def draw_result(
+    image: Image.Image | np.ndarray,
+    anomaly_map: np.ndarray,
+    *,
+    pred_mask: np.ndarray | None = None,
+    gt_mask: np.ndarray | None = None,
+    crop_box: CropBox = WHOLE_IMAGE,
+    score: float | None = None,
+    anomalous: bool | None = None,
+    truth: bool | None = None,
+    name: str = "",
+    vmin: float = 0.0,
+    vmax: float = 1.0,
+    height: int = 256,
+) -> Image.Image:
+    """Draw image, ground truth, anomaly map and predicted mask side by side.
+
+    The colours of the map mean the same in every picture: they span ``vmin`` to ``vmax``, whatever the map's own range.
+    What lies outside the crop is dark and hatched, because the model has not seen it.
+
+    Args:
+        image: The whole image at its own size: a PIL image of any mode, or uint8 ``(H, W, 3)`` or ``(H, W)``.
+        anomaly_map: Map of the crop ``(h, w)`` at any size; normalised maps lie in [0, 1] with the threshold at 0.5.
+        pred_mask: Mask of the crop ``(h, w)`` at any size; without it, its panel is left out.
+        gt_mask: Mask of the whole image ``(h, w)`` at any size; without it, its panel is left out.
+        crop_box: The part of the image that map and predicted mask cover.
+        score: The image's score, written above the panels.
+        anomalous: The verdict, written above the panels.
+        truth: Whether the image is anomalous; a wrong verdict is written as a missed defect or a false alarm.
+        name: What the image is called, written beside the verdict.
+        vmin: Map value that is drawn as nothing found; only maps that are not normalised need another than 0.
+        vmax: Map value that is drawn as hottest; only maps that are not normalised need another than 1.
+        height: Height of a panel in pixels. Images wider than 3:1 get lower panels, so that the strip stays readable.
+
+    Returns:
+        The strip, in RGB.
+
+    Raises:
+        ValueError: A map or mask is not 2-D, the crop box is not inside the image, or a range or size is empty.
+    """
+    for field, plane in {"anomaly_map": anomaly_map, "pred_mask": pred_mask, "gt_mask": gt_mask}.items():
+        if plane is not None and (plane.ndim != 2 or plane.size == 0):
+            msg = f"{field} must have the shape (height, width), got {plane.shape}. Pass one image at a time."
+            raise ValueError(msg)
+    if not (0 <= crop_box.left < crop_box.right <= 1 and 0 <= crop_box.top < crop_box.bottom <= 1):
+        msg = f"crop_box must hold fractions of the image with left < right and top < bottom, got {crop_box}."
+        raise ValueError(msg)
+    if vmax <= vmin or height < 1:
+        msg = f"vmax must exceed vmin and height must be positive, got vmin={vmin}, vmax={vmax}, height={height}."
+        raise ValueError(msg)
+
+    picture = to_rgb(image)
+    picture = picture.resize(_panel_size(picture.size, height), Image.Resampling.LANCZOS)
+    plain = np.asarray(picture)
+
+    panels = {"image": plain}
+    if gt_mask is not None:
+        marked = place_mask(gt_mask, WHOLE_IMAGE, picture.size)
+        label = "ground truth" if marked.any() else "ground truth: empty"
+        panels[label] = _outline(np.where(marked[..., None], plain, _dim(plain)), marked, _TRUTH, height)
+    level = np.clip((_place_map(anomaly_map, crop_box, picture.size) - vmin) / (vmax - vmin), 0, 1)
+    panels["anomaly map"] = _hatch_outside(_glow(plain, level), crop_box, height)
+    if pred_mask is not None:
+        found = place_mask(pred_mask, crop_box, picture.size)
+        label = "predicted mask" if found.any() else "predicted mask: empty"
+        # A tint tells the inside from the outside where the line runs off the image.
+        tinted = np.where(found[..., None], 0.8 * plain + 0.2 * np.array(_FOUND), plain).astype(np.uint8)
+        panels[label] = _outline(_hatch_outside(tinted, crop_box, height), found, _FOUND, height)
+
+    verdict = None if anomalous is None else "anomalous" if anomalous else "normal"
+    headline = " - ".join(part for part in (None if score is None else f"score {score:.2f}", verdict) if part)
+    colour = INK if anomalous is None else _FOUND if anomalous else _FINE
+    if None not in {anomalous, truth} and anomalous != truth:
+        headline += ": missed defect" if truth else ": false alarm"
+        colour = _WRONG
+    note = ", ".join(part for part in (name, "" if crop_box == WHOLE_IMAGE else "hatched: not inspected") if part)
+    return _lay_out(panels, headline, colour, note, (vmin, vmax), height)
+
+
+def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
+    """Turn a PIL image, or uint8 ``(H, W, 3)`` or ``(H, W)``, into an RGB image.
+
+    Raises:
+        ValueError: An array of another type or shape.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if image.dtype != np.uint8 or image.ndim not in {2, 3} or (image.ndim == 3 and image.shape[2] not in {1, 3}):
+        msg = (
+            f"An image array must be uint8 of shape (H, W, 3) or (H, W), got {image.dtype} of shape {image.shape}. "
+            "Scale floats to 0..255 and put channels last."
+        )
+        raise ValueError(msg)
+    return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).convert("RGB")
+
+
+def _panel_size(size: tuple[int, int], height: int) -> tuple[int, int]:
+    scale = min(height / size[1], _WIDEST_PANEL * height / size[0])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _place(plane: Image.Image, crop_box: CropBox, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+    """Draw a plane of the crop into a frame of the whole image ``(width, height)``; 0 outside the crop."""
+    affine = crop_box.from_image((plane.height, plane.width), size[::-1])
+    return np.asarray(plane.transform(size, Image.Transform.AFFINE, affine, resample))
+
+
+def _place_map(anomaly_map: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray:
+    return _place(Image.fromarray(anomaly_map.astype(np.float32)), crop_box, size, Image.Resampling.BILINEAR)
+
+
+def place_mask(mask: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray:
+    """Draw a mask of the crop into a frame of the whole image ``(width, height)``: bool ``(H, W)``."""
+    # Nearest neighbour steps over thin scratches when a large mask shrinks, so they are widened to one panel pixel.
+    shrink_x = int(np.ceil(mask.shape[1] / (size[0] * (crop_box.right - crop_box.left))))
+    shrink_y = int(np.ceil(mask.shape[0] / (size[1] * (crop_box.bottom - crop_box.top))))
+    solid = cv2.dilate(mask.astype(bool).astype(np.uint8), np.ones((shrink_y, shrink_x), np.uint8))
+    return _place(Image.fromarray(solid), crop_box, size, Image.Resampling.NEAREST) > 0
+
+
+def _glow(panel: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Blend colours over the panel: clear where the level is low, nearly solid well above the threshold of 0.5."""
+    # Without its black and near-white ends, the colour map stands out from dark and from bright parts alike.
+    colours = colormaps["inferno"](0.15 + 0.77 * level)[..., :3] * 255
+    ramp = np.clip((level - 0.15) / 0.65, 0, 1)[..., None]
+    opacity = 0.9 * ramp**2 * (3 - 2 * ramp)
+    return (panel * (1 - opacity) + colours * opacity).round().astype(np.uint8)
+
+
+def _dim(panel: np.ndarray) -> np.ndarray:
+    return (panel * 0.4).astype(np.uint8)
+
+
+def _outline(panel: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], height: int) -> np.ndarray:
+    # Around the mask, not on its edge: on a small defect the line would hide what it points at.
+    reach = 2 * max(1, height // 128) + 1
+    ring = cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))) > mask
+    return np.where(ring[..., None], np.array(colour, np.uint8), panel)
+
+
+def _hatch_outside(panel: np.ndarray, crop_box: CropBox, height: int) -> np.ndarray:
+    if crop_box == WHOLE_IMAGE:
+        return panel
+    rows, columns = np.indices(panel.shape[:2])
+    inside = crop_box.inside(panel.shape[:2])
+    period = max(6, height // 24)
+    stripe = np.clip(1.5 - np.abs((columns + rows) % period - period / 2), 0, 1)[..., None] * 0.45
+    hatched = _dim(panel) * (1 - stripe) + 255 * stripe
+    border = cv2.dilate(inside.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~inside
+    hatched[border] = 255
+    return np.where(inside[..., None], panel, hatched).astype(np.uint8)
+
+
+def _lay_out(
+    panels: dict[str, np.ndarray],
+    headline: str,
+    headline_colour: tuple[int, int, int],
+    note: str,
+    value_range: tuple[float, float],
+    height: int,
+) -> Image.Image:
+    """Put labelled panels into a row under a line with the headline, a note and the scale of the map's colours."""
+    head_size = max(11, height // 15)
+    head_font, font = ImageFont.load_default(head_size), ImageFont.load_default(max(10, height // 19))
+    line, gap = round(head_size * 1.5), max(4, height // 32)
+
+    # The scale is drawn over mid grey by the function that draws the map, so its colours are those of the panel.
+    ramp = np.tile(np.linspace(0, 1, 4 * line), (line // 2, 1))
+    scale = Image.fromarray(_glow(np.full((*ramp.shape, 3), 128, np.uint8), ramp))
+    low, high = (f"{value:.3g}" for value in value_range)
+    scale_width = scale.width + round(font.getlength(low) + font.getlength(high)) + gap
+
+    panel_height, panel_width = panels["image"].shape[:2]
+    column = max(panel_width, *(round(font.getlength(label)) for label in panels))
+    text_width = round(head_font.getlength(headline) + font.getlength(note)) + 3 * gap
+    width = 2 * gap + max(len(panels) * (column + gap) - gap, text_width + scale_width)
+    top = gap + 2 * line
+    strip = Image.new("RGB", (width, top + panel_height + gap), PAPER)
+    draw = ImageDraw.Draw(strip)
+
+    middle = gap + line // 2
+    draw.text((gap, middle), headline, headline_colour, head_font, anchor="lm")
+    left = gap + (round(head_font.getlength(headline)) + 2 * gap if headline else 0)
+    draw.text((left, middle), note, _FAINT, font, anchor="lm")
+    draw.text((width - gap, middle), high, _FAINT, font, anchor="rm")
+    left = width - gap - round(font.getlength(high)) - gap // 2 - scale.width
+    strip.paste(scale, (left, middle - scale.height // 2))
+    draw.text((left - gap // 2, middle), low, _FAINT, font, anchor="rm")
+
+    for index, (label, panel) in enumerate(panels.items()):
+        left = gap + index * (column + gap)
+        draw.text((left, top - line // 2), label, _FAINT, font, anchor="lm")
+        # The frame keeps images with a white background apart from the paper.
+        draw.rectangle((left - 1, top - 1, left + panel_width, top + panel_height), outline=LINE)
+        strip.paste(Image.fromarray(panel), (left, top))
+    return strip

@@ -1,0 +1,163 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Looks at a run's data before hours are spent on it."""
+
+import hashlib
+from collections.abc import Sequence
+
+from anomalib.data import AnomalibDataset, ImageBatch
+from anomalib.data.utils import ValSplitMode
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from rich.progress import track
+
+from anomalib_inp.data.file_checks import DataError, check_headers, decode_fault, files_of
+from anomalib_inp.files import first_few
+from anomalib_inp.frame import WHOLE_IMAGE
+from anomalib_inp.preprocessing import InpPreProcessor
+
+SUBSETS = {"fit": ("train_data", "val_data", "test_data"), "validate": ("val_data",), "test": ("test_data",)}
+
+
+class DataCheck(Callback):
+    """Checks the images of a run before it starts and says which part of them is inspected."""
+
+    def __init__(self) -> None:
+        self._anomalous = 0
+        self._outside = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that there are images and that they are images.
+
+        Raises:
+            DataError: No training images, or a file that is no image.
+        """
+        pre_processor = pl_module.pre_processor
+        if isinstance(pre_processor, InpPreProcessor) and pre_processor.crop_box != WHOLE_IMAGE:
+            box = pre_processor.crop_box
+            rank_zero_info(
+                f"Only the centre of each image is inspected: {100 * box.left:.1f} to {100 * box.right:.1f} % of its "
+                f"width, {100 * box.top:.1f} to {100 * box.bottom:.1f} % of its height."
+            )
+        data = trainer.datamodule
+        _warn_of_zero_shot(pl_module, data)
+        _warn_of_new_splits(data)
+        if (
+            stage == "fit"
+            and getattr(data, "val_split_mode", "") == ValSplitMode.NONE
+            and not hasattr(data, "val_data")
+        ):
+            trainer.limit_val_batches = 0  # anomalib's loader would ask for the images that are not there
+        _check_splits(trainer, [getattr(data, name, None) for name in SUBSETS.get(stage, ())])
+        is_mask: dict[str, bool] = {}  # validation images may be the test images: once is enough
+        for name in SUBSETS.get(stage, ()):
+            dataset = getattr(trainer.datamodule, name, None)
+            if dataset is None:
+                continue
+            if name == "train_data" and len(dataset) == 0:
+                place = [str(getattr(trainer.datamodule, part, "")) for part in ("root", "category")]
+                msg = (
+                    f"There are no training images in {'/'.join(part for part in place if part) or dataset.name}. "
+                    "Expected normal images, in the layout of MVTec AD in <root>/<category>/train/good."
+                )
+                raise DataError(msg)
+            images = set(dataset.samples.image_path)
+            is_mask.update((path, path not in images) for path in files_of(dataset))
+        check_headers(is_mask)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to count."""
+        del trainer, pl_module
+        self._anomalous = self._outside = 0
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: ImageBatch, *_: object
+    ) -> None:
+        """Count the anomalous images whose mask lies outside the inspected part."""
+        del trainer, pl_module
+        self._count(outputs)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the count; that of a training's last validation is reported when training ends."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._report(pl_module, "validation")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the count of the last validation."""
+        del trainer
+        self._report(pl_module, "validation")
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the count."""
+        del trainer
+        self._report(pl_module, "test")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Name the file where reading an image failed.
+
+        Raises:
+            DataError: An image cannot be decoded.
+        """
+        del pl_module
+        if not isinstance(exception, OSError | SyntaxError):
+            return
+        datasets = [getattr(trainer.datamodule, name, None) for name in ("train_data", "val_data", "test_data")]
+        # validation images may be the test images: once is enough
+        paths = dict.fromkeys(path for dataset in datasets if dataset is not None for path in files_of(dataset))
+        broken = [fault for path in track(list(paths), "Looking for the broken image") if (fault := decode_fault(path))]
+        if broken:
+            msg = f"Images cannot be decoded: {first_few(broken)}. Replace or remove them; training can be resumed."
+            raise DataError(msg) from exception
+
+    def _count(self, batch: ImageBatch) -> None:
+        if batch.gt_mask is None or batch.gt_label is None:
+            return
+        anomalous = batch.gt_label.bool()
+        empty = ~batch.gt_mask.flatten(1).any(dim=1)
+        self._anomalous += int(anomalous.sum())
+        self._outside += int((anomalous & empty).sum())
+
+    def _report(self, pl_module: LightningModule, subset: str) -> None:
+        cropped = getattr(pl_module.pre_processor, "crop_box", WHOLE_IMAGE) != WHOLE_IMAGE
+        if self._outside and cropped:
+            rank_zero_warn(
+                f"{self._outside} of the {self._anomalous} anomalous {subset} images have their whole mask outside the "
+                "inspected centre: nobody can find these defects there. Without crop_size the whole image is inspected."
+            )
+
+
+def _check_splits(trainer: Trainer, subsets: Sequence[AnomalibDataset | None]) -> None:
+    """Compare the processes' images: without a seed, anomalib splits them otherwise in each.
+
+    Raises:
+        DataError: They differ.
+    """
+    images = "\n".join(path for subset in subsets if subset is not None for path in subset.samples.image_path)
+    mine = hashlib.blake2b(images.encode()).hexdigest()
+    if not trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(mine) == mine):
+        msg = "The processes have split the images otherwise, each for itself. Give a seed: --data.seed 0"
+        raise DataError(msg)
+
+
+def _warn_of_zero_shot(pl_module: LightningModule, data: LightningDataModule | None) -> None:
+    trained, tested = getattr(data, "trained", {}), getattr(data, "tested", {})
+    shown = getattr(pl_module.model, "map", "")
+    if trained and tested and not trained.keys() & tested.keys() and "prototype_distance" not in shown:
+        rank_zero_warn(
+            f"No category is trained on that is tested on, but the map is {shown}: it shows what training never saw, "
+            "anomalous or not. For zero-shot: --model.map prototype_distance"
+        )
+
+
+def _warn_of_new_splits(data: LightningDataModule | None) -> None:
+    if getattr(data, "val_split_mode", None) == ValSplitMode.FROM_TEST and getattr(data, "seed", 0) is None:
+        rank_zero_warn(
+            "val_split_mode=from_test draws validation images out of the test images, other ones in every run, so that "
+            "a later test is of other images. For the same ones: --data.seed 0"
+        )

@@ -1,0 +1,339 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+import copy
+import csv
+import io
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.data.utils import read_image
+from PIL import Image
+
+from anomalib_inp import InpFormer
+from anomalib_inp.evaluation.functional import seven_metrics
+from anomalib_inp.exporting.convert import metadata_of
+from anomalib_inp.pictures.strip import draw_result
+from anomalib_inp.runtime import predict as runtime_predict
+from anomalib_inp.runtime.metadata import read_metadata
+from anomalib_inp.runtime.model import ExportedModel
+from anomalib_inp.runtime.predict import find_images, predict_images
+from anomalib_inp.thresholds.post_processor import InpPostProcessor
+
+SIZE = (60, 80)
+NAMES = [f"good/{index:03}.png" for index in range(3)] + [f"dent/{index:03}.png" for index in range(3)]
+
+
+def write(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def photograph(index: int) -> np.ndarray:
+    rng = np.random.default_rng(index)
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]] / SIZE[1]
+    shape = 128 + 80 * np.sin(2 * np.pi * (2 + index) * (x + y**2))
+    return (shape + rng.normal(0, 30, SIZE)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def test_folder(tmp_path: Path) -> Path:
+    """Test images and masks of a category in the layout of MVTec AD."""
+    for index, name in enumerate(NAMES):
+        write(tmp_path / "part/test" / name, photograph(index))
+    for index in range(3):
+        mask = np.zeros(SIZE, dtype=np.uint8)
+        mask[10:40, 5 + 20 * index : 30 + 20 * index] = 255
+        write(tmp_path / f"part/ground_truth/dent/{index:03}_mask.png", mask)
+    return tmp_path / "part/test"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_encoder_file: Path) -> InpFormer:
+    torch.manual_seed(0)
+    model = InpFormer(
+        encoder="test_vit",
+        encoder_weights=str(tiny_encoder_file),
+        target_layers=[1, 2],  # a small graph exports fast
+        image_size=(80, 96),
+        crop_size=(64, 80),
+        map_size=32,
+        evaluator=False,
+        visualizer=False,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.ndim > 1:
+                parameter.mul_(8)
+        images = torch.stack([torch.from_numpy(photograph(index)) for index in range(len(NAMES))])
+        raw = model(images[:, None].expand(-1, 3, -1, -1) / 255)
+    model.post_processor.set_thresholds(raw.pred_score.median().item(), raw.anomaly_map.median().item())
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(model: InpFormer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model.to_openvino(tmp_path_factory.mktemp("export"))
+
+
+@pytest.fixture
+def own_model(model: InpFormer) -> InpFormer:
+    return copy.deepcopy(model)
+
+
+@pytest.fixture
+def in_torch(own_model: InpFormer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A path that stands for an export of the model, run by PyTorch: the same numbers without compiling a graph."""
+
+    class InTorch:
+        def __init__(self, *_: object, category: str | None = None) -> None:
+            assert category is None
+            self.metadata = metadata_of(own_model)
+
+        def __call__(self, images: np.ndarray) -> InferenceBatch:
+            with torch.no_grad():
+                return InferenceBatch(*(value.numpy() for value in own_model(torch.from_numpy(images))))
+
+    monkeypatch.setattr(runtime_predict, "ExportedModel", InTorch)
+    return Path("model.xml")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is drawn from now on."""
+    drawn: list[dict[str, Any]] = []
+
+    def draw(image: Image.Image, shown: np.ndarray, **kwargs: Any) -> Image.Image:
+        drawn.append({"shown": shown, **kwargs})
+        return draw_result(image, shown, **kwargs)
+
+    monkeypatch.setattr(runtime_predict, "draw_result", draw)
+    return drawn
+
+
+def table(output: Path) -> list[dict[str, str]]:
+    with (output / "scores.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- a test folder ----------------------------------------------------------------------------------------------------
+
+
+def test_a_test_folder_gives_scores_pictures_and_metrics(
+    test_folder: Path,
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = {}
+
+    def spy(*arguments: np.ndarray) -> dict[str, float]:
+        seen["arguments"] = arguments
+        seen["values"] = seven_metrics(*arguments)
+        return seen["values"]
+
+    monkeypatch.setattr(runtime_predict, "seven_metrics", spy)
+    monkeypatch.setenv("COLUMNS", "200")
+    output = tmp_path / "results"
+    predict_images(exported, test_folder, output)
+
+    assert files_below(output) == {*NAMES, "scores.csv", "gallery.png"}
+    network, metadata = ExportedModel(exported), read_metadata(exported)
+    rows = table(output)
+    assert [row["image"] for row in rows] == sorted(NAMES)
+    maps = []
+    for row in rows:
+        result = network(read_image(test_folder / row["image"], as_tensor=True).numpy()[None])
+        assert float(row["score"]) == pytest.approx(float(result.pred_score[0]), abs=1e-6)
+        assert float(row["raw_score"]) == pytest.approx(float(metadata.to_raw(result.pred_score[0])), abs=1e-6)
+        assert int(row["anomalous"]) == int(result.pred_label[0]) == (float(row["score"]) > 0.5)
+        maps.append(metadata.to_raw(result.anomaly_map[0, 0], "pixel"))
+    assert {row["anomalous"] for row in rows} == {"0", "1"}
+
+    scores, labels, raw_maps, masks = seen["arguments"]
+    np.testing.assert_allclose(scores, [float(row["raw_score"]) for row in rows], atol=1e-6)
+    assert labels.tolist() == [row["image"].startswith("dent") for row in rows]
+    np.testing.assert_allclose(raw_maps, maps, atol=1e-6)
+    # The inspected part of a mask: 5/6 of its width and 4/5 of its height, 32 x 32 of its pixels.
+    assert masks.shape == (6, 32, 32)
+    box = metadata.crop_box
+    assert box == pytest.approx((1 / 12, 1 / 10, 11 / 12, 9 / 10))
+    for index, mask in enumerate(masks):
+        for row, column in ((0, 0), (5, 5), (16, 9), (20, 30)):
+            y = (box.top + (row + 0.5) / 32 * (box.bottom - box.top)) * SIZE[0]
+            x = (box.left + (column + 0.5) / 32 * (box.right - box.left)) * SIZE[1]
+            inside = rows[index]["image"].startswith("dent") and 10 <= y < 40 and 5 <= x - 20 * index < 30
+            assert mask[row, column] == inside, (index, row, column)
+
+    printed = capsys.readouterr().out
+    assert len(seen["values"]) == 7
+    for value in seen["values"].values():
+        assert f"{100 * value:.2f}" in printed
+    for text in ("part", "scores.csv", "gallery.png"):
+        assert text in printed
+    assert Image.open(output / "gallery.png").height > 5 * Image.open(output / NAMES[0]).height
+
+
+def test_a_test_folder_without_masks_gives_image_metrics(
+    test_folder: Path, in_torch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (test_folder.parent / "ground_truth/dent/001_mask.png").unlink()
+    arguments: list[tuple] = []
+    monkeypatch.setattr(runtime_predict, "seven_metrics", lambda *given: arguments.append(given) or {})
+    predict_images(in_torch, test_folder, tmp_path / "results")
+    assert [len(given) for given in arguments] == [2]
+
+
+# --- other images -----------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_folder_gives_no_metrics(in_torch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index, name in enumerate(("a.png", "below/b.jpg", "below/c.BMP", "notes.txt")):
+        path = write(tmp_path / "images/new.png", photograph(index))
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        path.rename(tmp_path / "images" / name)
+    predict_images(in_torch, tmp_path / "images", tmp_path / "results")
+    assert files_below(tmp_path / "results") == {"a.png", "below/b.png", "below/c.png", "scores.csv", "gallery.png"}
+    assert [row["image"] for row in table(tmp_path / "results")] == ["a.png", "below/b.jpg", "below/c.BMP"]
+    assert "AUROC" not in capsys.readouterr().out
+
+
+def test_a_single_image(test_folder: Path, in_torch: Path, tmp_path: Path) -> None:
+    predict_images(in_torch, test_folder / "dent/001.png", tmp_path / "results")
+    assert files_below(tmp_path / "results") == {"001.png", "scores.csv", "gallery.png"}
+    assert [row["image"] for row in table(tmp_path / "results")] == ["001.png"]
+
+
+def test_images_of_one_name_keep_a_picture_each(in_torch: Path, tmp_path: Path) -> None:
+    for index, name in enumerate(("a.jpg", "a.png", "gallery.bmp")):
+        write(tmp_path / "images" / name, photograph(index))
+    predict_images(in_torch, tmp_path / "images", tmp_path / "results")
+    assert files_below(tmp_path / "results") == {"a.png", "a.png.png", "gallery.bmp.png", "scores.csv", "gallery.png"}
+    assert len({(tmp_path / "results" / name).read_bytes() for name in ("a.png", "a.png.png", "gallery.png")}) == 3
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_pictures_do_not_replace_images(single: bool, test_folder: Path, in_torch: Path) -> None:
+    folder = test_folder / "dent"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        ValueError, match=r"would (replace images|become images of the next run).* Choose an output outside"
+    ):
+        predict_images(in_torch, folder / "000.png" if single else folder, folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_without_thresholds_there_are_raw_scores_and_no_verdicts(
+    own_model: InpFormer,
+    test_folder: Path,
+    in_torch: Path,
+    tmp_path: Path,
+    drawn: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metrics: list[dict[str, float]] = []
+    monkeypatch.setattr(
+        runtime_predict, "seven_metrics", lambda *given: metrics.append(seven_metrics(*given)) or metrics[-1]
+    )
+    predict_images(in_torch, test_folder, tmp_path / "with")
+    own_model.post_processor = InpPostProcessor()
+    predict_images(in_torch, test_folder, tmp_path / "without")
+
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-3)
+    for row, other in zip(table(tmp_path / "with"), table(tmp_path / "without"), strict=True):
+        assert float(other["score"]) == float(other["raw_score"]) == pytest.approx(float(row["raw_score"]), abs=1e-4)
+        assert (row["anomalous"] in "01", other["anomalous"]) == (True, "")
+    for given in drawn[len(NAMES) :]:
+        assert (given["anomalous"], given["pred_mask"]) == (None, None)
+        assert np.isfinite(given["shown"]).all()
+
+
+def test_raw_exports_are_drawn_normalised(
+    own_model: InpFormer,
+    test_folder: Path,
+    in_torch: Path,
+    tmp_path: Path,
+    drawn: list[dict[str, Any]],
+) -> None:
+    predict_images(in_torch, test_folder, tmp_path / "normalised")
+    own_model.post_processor.enable_normalization = False
+    predict_images(in_torch, test_folder, tmp_path / "raw")
+    for normalised, raw in zip(drawn[: len(NAMES)], drawn[len(NAMES) :], strict=True):
+        np.testing.assert_allclose(raw["shown"], normalised["shown"], atol=1e-5)
+        np.testing.assert_array_equal(raw["pred_mask"], normalised["pred_mask"])
+    for normalised, raw in zip(table(tmp_path / "normalised"), table(tmp_path / "raw"), strict=True):
+        assert raw["score"] == raw["raw_score"]
+        assert float(raw["raw_score"]) == pytest.approx(float(normalised["raw_score"]), abs=1e-5)
+        assert raw["anomalous"] == normalised["anomalous"]
+
+
+# --- what cannot be predicted -----------------------------------------------------------------------------------------
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def with_broken_chunk(path: Path) -> None:
+    """Two chunks of data, the second of which has no valid name."""
+    buffer = io.BytesIO()
+    Image.open(path).save(buffer, "PNG")
+    content = buffer.getvalue()
+    start = content.index(b"IDAT") - 4
+    data = content[start + 8 : start + 8 + int.from_bytes(content[start : start + 4], "big")]
+    chunks = [
+        len(part).to_bytes(4, "big") + name + part + zlib.crc32(name + part).to_bytes(4, "big")
+        for name, part in ((b"IDAT", data[:50]), (b"\0\1\2\3", data[50:]))
+    ]
+    path.write_bytes(content[:start] + b"".join(chunks))
+
+
+@pytest.mark.parametrize("damage", [truncated, with_broken_chunk, lambda path: path.write_bytes(b"")])
+def test_an_image_that_cannot_be_read_is_named(
+    damage: Callable[[Path], object], test_folder: Path, in_torch: Path, tmp_path: Path
+) -> None:
+    damage(test_folder / "dent/001.png")
+    with pytest.raises(ValueError, match=r"test/dent/001\.png( is no readable image: | \()"):
+        predict_images(in_torch, test_folder, tmp_path / "results")
+
+
+def test_a_folder_without_images(in_torch: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/notes.txt").touch()
+    (tmp_path / "empty/folder.png").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"a folder of images \(.*\.png.*\), found none in .*empty"):
+        predict_images(in_torch, tmp_path / "empty", tmp_path / "results")
+    with pytest.raises(FileNotFoundError, match=r"There is no image or folder .*missing"):
+        predict_images(in_torch, tmp_path / "missing", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_images_of_16_bits_are_refused_before_the_first_prediction(in_torch: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(tmp_path / "images/deep.png")
+    with pytest.raises(ValueError, match=r"deep\.png \(mode I;16; expected 8 bits per channel\)"):
+        predict_images(in_torch, tmp_path / "images", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_labels_and_masks_are_those_of_the_layout(test_folder: Path) -> None:
+    found = {item.path.relative_to(test_folder).as_posix(): item for item in find_images(test_folder)}
+    assert list(found) == sorted(NAMES)
+    for name, item in found.items():
+        assert item.anomalous == name.startswith("dent")
+        mask = test_folder.parent / "ground_truth" / name.replace(".png", "_mask.png")
+        assert item.mask == (mask if item.anomalous else None)
+    # Below a folder that has no normal images, nothing is known.
+    assert {(item.anomalous, item.mask) for item in find_images(test_folder / "dent")} == {(None, None)}
