@@ -9,6 +9,8 @@ The public names are imported when they are first used: ``import anomalib_inp`` 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from anomalib_inp.models.registry import MODELS, model_class
+
 if TYPE_CHECKING:
     from anomalib_inp.data.multi_category import MultiCategory
     from anomalib_inp.models.inp_former import InpFormer
@@ -20,11 +22,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "InpFormer": "anomalib_inp.models.inp_former",
-    "InpFormerPlusPlus": "anomalib_inp.models.inp_former_plus_plus",
     "InpPostProcessor": "anomalib_inp.thresholds.post_processor",
     "InpPreProcessor": "anomalib_inp.preprocessing",
-    "InpVisualizer": "anomalib_inp.pictures.strip",
+    "InpVisualizer": "anomalib_inp.pictures.visualizer",
     "MultiCategory": "anomalib_inp.data.multi_category",
 }
 
@@ -33,6 +33,8 @@ __all__ = ["InpFormer", "InpFormerPlusPlus", "InpPostProcessor", "InpPreProcesso
 
 def __getattr__(name: str) -> Any:
     """Import a public name from the module that holds it."""
+    if name in MODELS:
+        return model_class(name)
     if name not in _HOME:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

@@ -6,6 +6,9 @@
 ``B`` images, ``N = h * w`` patch tokens, ``D`` width, ``M`` prototypes.
 """
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,8 +22,8 @@ class PatchFeatures(NamedTuple):
     """What the network needs of the encoder: patch tokens only, class and register tokens are removed.
 
     Attributes:
-        groups: Means of the shallower and of the deeper half of the tapped blocks, each ``(B, N, D)``; the targets of
-            the reconstruction.
+        groups: Means of groups of tapped blocks, as many in each, from shallow to deep, each ``(B, N, D)``; the targets
+            of a reconstruction.
         grid: Patch rows and columns ``(h, w)``, ``N = h * w``.
     """
 
@@ -29,9 +32,8 @@ class PatchFeatures(NamedTuple):
 
     @property
     def fused(self) -> Tensor:
-        """Mean of all tapped blocks ``(B, N, D)``: the groups are halves, so it is the mean of their means."""
-        shallow, deep = self.groups
-        return (shallow + deep) / 2
+        """Mean of all tapped blocks ``(B, N, D)``: the groups are of equal size, so it is the mean of their means."""
+        return reduce(torch.add, self.groups) / len(self.groups)
 
     def full_precision(self) -> "PatchFeatures":
         """Cast what is in 16 bits to float32."""
@@ -43,18 +45,18 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         features: The encoder's patch features; ``features.groups`` are the targets.
-        prototypes: Intrinsic normal prototypes ``(B, M, D)``, one set per image.
-        groups: The decoder's reconstruction of ``features.groups``, each ``(B, N, D)``.
+        prototypes: Intrinsic normal prototypes ``(B, M, D)``, one set per image; ``None`` where a network has none.
+        groups: The decoder's reconstruction of ``features.groups``, each ``(B, N, D)``; none without a decoder.
     """
 
     features: PatchFeatures
-    prototypes: Tensor
-    groups: list[Tensor]
+    prototypes: Tensor | None = None
+    groups: Sequence[Tensor] = ()
 
     def full_precision(self) -> "Reconstruction":
         """Cast what mixed precision left in 16 bits to float32: distances of nearly equal vectors need it."""
-        groups = [_full(group) for group in self.groups]
-        return Reconstruction(self.features.full_precision(), _full(self.prototypes), groups)
+        prototypes = None if self.prototypes is None else _full(self.prototypes)
+        return Reconstruction(self.features.full_precision(), prototypes, [_full(group) for group in self.groups])
 
 
 class PseudoBatch(NamedTuple):
@@ -67,6 +69,13 @@ class PseudoBatch(NamedTuple):
 
     normal: "ImageBatch | PatchFeatures"
     pseudo: "ImageBatch"
+
+
+def full_precision(images: Tensor) -> AbstractContextManager[object]:
+    """Leave mixed precision, where it is on, for losses, maps and scores."""
+    kind = images.device.type
+    # Only then: an exporter would take even a context that changes nothing for a part of the graph.
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -83,8 +83,10 @@ def _take_the_name() -> None:
     """
     try:
         # If importing our classes is what brought anomalib in, this returns at once and our classes follow.
-        import anomalib_inp.data.multi_category
-        import anomalib_inp.models  # noqa: F401
+        import anomalib_inp.data.multi_category  # noqa: F401
+        from anomalib_inp.models.registry import import_models
+
+        import_models()
 
         builtin = sys.modules[_AWAITED].InpFormer
         holders = (builtin.__module__, "anomalib.models.image.inp_former", _AWAITED, "anomalib.models")

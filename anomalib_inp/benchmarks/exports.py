@@ -23,7 +23,7 @@ from rich.table import Column, Table
 
 from anomalib_inp.exporting import quantization
 from anomalib_inp.exporting.convert import graph_of, metadata_of, save_openvino, to_openvino
-from anomalib_inp.models.encoder_model import InpModel
+from anomalib_inp.models.encoder_model import EncoderModel
 from anomalib_inp.models.registry import load_model
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.runtime.predict import Item, find_images, measure, predict, read
@@ -130,7 +130,7 @@ def benchmark_export(
     report(costs, output, console)
 
 
-def export_all(model: InpModel, checkpoint: Path, normal: list[Item], output: Path) -> Iterator[Format]:
+def export_all(model: EncoderModel, checkpoint: Path, normal: list[Item], output: Path) -> Iterator[Format]:
     """Write every format and list how each is measured, PyTorch first."""
     import openvino
 
@@ -144,7 +144,7 @@ def export_all(model: InpModel, checkpoint: Path, normal: list[Item], output: Pa
     }
     if normal:
         samples = [read(item) for item in normal[: quantization.CALIBRATION_IMAGES]]
-        graph = quantization.quantize(graph, samples)
+        graph = quantization.quantize(graph, samples, model.quantised)
         exports["OpenVINO INT8"] = save_openvino(graph, output / "int8.xml", half=True)
     for device in openvino.Core().available_devices:
         for name, path in exports.items():

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from anomalib_inp.checkpoints.published import load_trained
 from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.files import replacing
-from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 
 
-def load_reconstruction(network: InpFormerNetwork, path: str | Path, pre_processor: Any) -> None:
+def load_reconstruction(network: nn.Module, path: str | Path, pre_processor: Any) -> None:
     """Load the reconstruction of a finished checkpoint of ours into a network.
 
     Args:

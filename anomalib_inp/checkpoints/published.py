@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomalib_inp.encoder.weights import encoder_from_state
 from anomalib_inp.networks.inp_former.network import InpFormerNetwork
@@ -91,7 +91,7 @@ def network_from_reference(state: Mapping[str, Tensor]) -> InpFormerNetwork:
     return network
 
 
-def load_trained(network: InpFormerNetwork, trained: Mapping[str, Tensor]) -> None:
+def load_trained(network: nn.Module, trained: Mapping[str, Tensor]) -> None:
     """Load all trained weights, and nothing else.
 
     Raises:

@@ -43,14 +43,17 @@ class FrozenEncoder(nn.Module):
 
     Args:
         backbone: A timm Vision Transformer with its weights, built at its native image size.
-        target_layers: Blocks to tap (0-based, increasing, an even number); ``None`` taps the published ones
+        target_layers: Blocks to tap (0-based, increasing); ``None`` taps the published ones
             (:func:`default_target_layers`). Blocks after the last one are dropped.
+        num_groups: Groups of tapped blocks, equally many in each, whose means the patch features are; two halves in
+            INP-Former.
 
     Attributes:
         embed_dim: Width ``D``.
         num_heads: Attention heads.
         patch_size: Side of a patch in pixels.
         target_layers: The tapped blocks.
+        num_groups: Groups of them.
         digest: Fingerprint of the weights in use; a checkpoint notes it, so that it never meets another encoder.
 
     Raises:
@@ -58,15 +61,16 @@ class FrozenEncoder(nn.Module):
         ValueError: ``target_layers`` do not fit the backbone.
     """
 
-    def __init__(self, backbone: nn.Module, target_layers: Sequence[int] | None = None) -> None:
+    def __init__(self, backbone: nn.Module, target_layers: Sequence[int] | None = None, num_groups: int = 2) -> None:
         super().__init__()
         if not all(hasattr(backbone, part) for part in ("blocks", "patch_embed", "forward_intermediates")):
             msg = f"The encoder must be a Vision Transformer of timm, got {type(backbone).__name__}."
             raise TypeError(msg)
         depth = len(backbone.blocks)
         self.target_layers = (
-            default_target_layers(depth) if target_layers is None else _checked_layers(target_layers, depth)
+            default_target_layers(depth) if target_layers is None else _checked_layers(target_layers, depth, num_groups)
         )
+        self.num_groups = num_groups
         backbone.prune_intermediate_layers(self.target_layers, prune_norm=True, prune_head=True)
         self.embed_dim: int = backbone.embed_dim
         self.num_heads: int = backbone.blocks[0].attn.num_heads
@@ -81,9 +85,9 @@ class FrozenEncoder(nn.Module):
     def forward(self, images: Tensor) -> PatchFeatures:
         """Encode normalised images ``(B, 3, H, W)``, whose height and width are multiples of the patch size."""
         layers = self.tap(images)
-        half = len(self.target_layers) // 2
+        size = len(self.target_layers) // self.num_groups
         # Added up as they come, so that no more than one layer is held.
-        groups = [reduce(torch.add, islice(layers, half)) / half for _ in range(2)]
+        groups = [reduce(torch.add, islice(layers, size)) / size for _ in range(self.num_groups)]
         return PatchFeatures(groups, self.grid(images))
 
     def grid(self, images: Tensor) -> tuple[int, int]:
@@ -150,7 +154,7 @@ class FrozenEncoder(nn.Module):
         return {} if destination is None else destination
 
 
-def _checked_layers(target_layers: Sequence[int], depth: int) -> list[int]:
+def _checked_layers(target_layers: Sequence[int], depth: int, num_groups: int) -> list[int]:
     layers = list(target_layers)
     beyond = [layer for layer in layers if not 0 <= layer < depth]
     if beyond:
@@ -159,8 +163,9 @@ def _checked_layers(target_layers: Sequence[int], depth: int) -> list[int]:
             f"The default of this encoder is {default_target_layers(depth)}."
         )
         raise ValueError(msg)
-    if not layers or layers != sorted(set(layers)) or len(layers) % 2:
-        msg = f"target_layers must be an even number of different blocks in increasing order, got {layers}."
+    if not layers or layers != sorted(set(layers)) or len(layers) % num_groups:
+        count = "an even number" if num_groups == 2 else f"a multiple of {num_groups}"
+        msg = f"target_layers must be {count} of different blocks in increasing order, got {layers}."
         raise ValueError(msg)
     return layers
 

@@ -69,10 +69,10 @@ class InpExport(ExportMixin):
         self._say_what_is_exported()
         model = convert.to_openvino(self, input_size, **(ov_kwargs or {}))
         if compression_type == CompressionType.INT8_PTQ:
-            model = quantization.quantize(model, images)
+            model = quantization.quantize(model, images, self.quantised)
         elif compression_type == CompressionType.INT8_ACQ:
             metric = metric or AUROC(fields=["raw_score", "gt_label"], prefix="image_")
-            model = quantization.quantize_with_accuracy(model, images, items, metric, max_drop)
+            model = quantization.quantize_with_accuracy(model, images, self.quantised, items, metric, max_drop)
         elif compression_type == CompressionType.INT8:
             model = self._compress_ov_model(model, compression_type)
         folder = Path(export_root) / "weights" / ExportType.OPENVINO.value

@@ -27,29 +27,32 @@ CALIBRATION_IMAGES = 300
 SMOOTHING = 0.5
 """Share of a layer's outliers that SmoothQuant moves from the activations into the weights. NNCF's 0.95 costs a Vision
 Transformer's weights more than the activations gain: with it, the error of maps was three times as large."""
-QUANTISED = re.compile(r"(encoder\.backbone|bottleneck|decoder)\b.*\.(qkv|proj|q|fc1|fc2)/aten::linear/MatMul")
+LINEAR = r"\b.*\.(qkv|proj|q|fc1|fc2)/aten::linear/MatMul"
+"""Names of the products of linear layers in an export, behind that of the part that they belong to."""
 
 
-def quantize(model: "openvino.Model", images: Sequence[np.ndarray]) -> "openvino.Model":
+def quantize(model: "openvino.Model", images: Sequence[np.ndarray], parts: Sequence[str]) -> "openvino.Model":
     """Quantise a model to INT8.
 
     Args:
         model: An export of ours (``deploy.to_openvino``).
         images: Normal images ``(1, 3, H, W)``, float32 in [0, 1], of any size, that show what the model will see; 300
             are enough.
+        parts: Parts of the network whose linear layers are quantised (``EncoderModel.quantised``).
 
     Raises:
         ModuleNotFoundError: NNCF is not installed.
     """
     nncf = _nncf()
     return nncf.quantize(
-        model, nncf.Dataset(images), advanced_parameters=_advanced(nncf), **_settings(nncf, model, images)
+        model, nncf.Dataset(images), advanced_parameters=_advanced(nncf), **_settings(nncf, model, images, parts)
     )
 
 
 def quantize_with_accuracy(
     model: "openvino.Model",
     images: Sequence[np.ndarray],
+    parts: Sequence[str],
     validation: Sequence[ImageItem],
     metric: Metric,
     max_drop: float = 0.01,
@@ -59,6 +62,7 @@ def quantize_with_accuracy(
     Args:
         model: An export of ours (``deploy.to_openvino``).
         images: Images to calibrate with, as for :func:`quantize`.
+        parts: Parts of the network, likewise.
         validation: Normal and anomalous images to measure on.
         metric: A metric of anomalib; higher is better.
         max_drop: How far it may drop, absolutely: 0.01 is one point of AUROC.
@@ -81,7 +85,7 @@ def quantize_with_accuracy(
         measure,
         max_drop=max_drop,
         advanced_quantization_parameters=_advanced(nncf),
-        **_settings(nncf, model, images),
+        **_settings(nncf, model, images, parts),
     )
 
 
@@ -142,9 +146,10 @@ def _predicted(compiled: Any, item: ImageItem) -> ImageBatch:
     return batch
 
 
-def _settings(nncf: Any, model: "openvino.Model", images: Sequence[np.ndarray]) -> dict[str, Any]:
+def _settings(nncf: Any, model: "openvino.Model", images: Sequence[np.ndarray], parts: Sequence[str]) -> dict[str, Any]:
+    quantised = re.compile(f"({'|'.join(map(re.escape, parts))}){LINEAR}")
     names = [operation.get_friendly_name() for operation in model.get_ops()]
-    left_out = [name for name in names if not QUANTISED.search(name)]
+    left_out = [name for name in names if not quantised.search(name)]
     rank_zero_info(f"INT8: {len(names) - len(left_out)} linear layers are quantised; all else keeps its precision.")
     return {
         "model_type": nncf.ModelType.TRANSFORMER,

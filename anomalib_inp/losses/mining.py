@@ -3,6 +3,7 @@
 
 """Soft mining loss: reconstruction error whose gradient is steered towards the positions that are hard to rebuild."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def _mining_weight(distance: Tensor, power: float) -> Tensor:
     return (distance / global_mean(distance).clamp(min=torch.finfo(distance.dtype).tiny)) ** power
 
 
-def soft_mining_loss(rebuilt: list[Tensor], targets: list[Tensor], power: float = 3.0) -> Tensor:
+def soft_mining_loss(rebuilt: Sequence[Tensor], targets: Sequence[Tensor], power: float = 3.0) -> Tensor:
     """Cosine distance of whole feature maps, its gradient weighted per position by how badly that is rebuilt.
 
     The value is ``1 - cos`` of the flattened maps of an image, averaged over images and groups. The gradient that
@@ -89,7 +90,7 @@ def soft_mining_loss(rebuilt: list[Tensor], targets: list[Tensor], power: float 
     return torch.stack([_MinedCosine.apply(group, target, power) for group, target in pairs]).mean()
 
 
-def soft_mining_mse_loss(rebuilt: list[Tensor], targets: list[Tensor], power: float = 3.0) -> Tensor:
+def soft_mining_mse_loss(rebuilt: Sequence[Tensor], targets: Sequence[Tensor], power: float = 3.0) -> Tensor:
     """Mean squared error of feature maps, its gradient weighted per position by how badly that is rebuilt.
 
     As :func:`soft_mining_loss`, with the squared error per position in place of the cosine distance, in the value and

@@ -1,15 +1,18 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Turns a published checkpoint into one of ours."""
+"""Writes checkpoints that take a model to write: converted published ones, and ours with another map."""
 
 from pathlib import Path
 
+from lightning import Trainer
 from safetensors.torch import save
 
 from anomalib_inp.checkpoints.own import read_checkpoint, write_checkpoint
 from anomalib_inp.checkpoints.published import take_apart
 from anomalib_inp.encoder.weights import read_weights
+from anomalib_inp.models.inp_former import InpFormer
+from anomalib_inp.models.registry import load_model
 
 
 def convert_reference(published: str | Path, checkpoint: str | Path) -> Path:
@@ -22,10 +25,6 @@ def convert_reference(published: str | Path, checkpoint: str | Path) -> Path:
         FileNotFoundError: No such file.
         ValueError: A key is missing, left over or of another shape; the message names it.
     """
-    from lightning import Trainer
-
-    from anomalib_inp.models.inp_former import InpFormer
-
     checkpoint = Path(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     encoder = checkpoint.with_suffix(".encoder.safetensors")
@@ -53,8 +52,6 @@ def set_map(checkpoint: str | Path, map: str | None = None) -> str:  # noqa: A00
     Raises:
         ValueError: Not a checkpoint of ours, or the model has no such map.
     """
-    from anomalib_inp.models.registry import load_model
-
     path = Path(checkpoint)
     content = read_checkpoint(path)
     if map is not None:

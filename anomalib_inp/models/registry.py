@@ -1,21 +1,35 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Loads a checkpoint of either model."""
+"""The one list of models. It imports none of them before one is asked for."""
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from anomalib_inp.checkpoints.own import read_checkpoint
-from anomalib_inp.models.inp_former import InpFormer
-from anomalib_inp.models.inp_former_plus_plus import InpFormerPlusPlus
+if TYPE_CHECKING:
+    from anomalib_inp.models.encoder_model import EncoderModel
 
-MODELS: dict[str, type[InpFormer | InpFormerPlusPlus]] = {
-    model.__name__: model for model in (InpFormer, InpFormerPlusPlus)
+MODELS = {
+    "InpFormer": "anomalib_inp.models.inp_former",
+    "InpFormerPlusPlus": "anomalib_inp.models.inp_former_plus_plus",
 }
+"""Module of each model. A new model is one more line."""
 
 
-def load_model(checkpoint: str | Path, **kwargs: Any) -> InpFormer | InpFormerPlusPlus:
+def import_models() -> None:
+    """Import all models: anomalib finds those that exist as classes."""
+    for module in MODELS.values():
+        import_module(module)
+
+
+def model_class(name: str) -> "type[EncoderModel]":
+    """Find a model by its name; whichever is asked for, all are imported."""
+    import_models()
+    return getattr(import_module(MODELS[name]), name)
+
+
+def load_model(checkpoint: str | Path, **kwargs: Any) -> "EncoderModel":
     """Load a checkpoint of ours on the CPU, whichever model it is of.
 
     Args:
@@ -26,8 +40,10 @@ def load_model(checkpoint: str | Path, **kwargs: Any) -> InpFormer | InpFormerPl
         FileNotFoundError: No such file.
         ValueError: Not a checkpoint of ours.
     """
-    name = read_checkpoint(checkpoint, mmap=True).get("model", InpFormer.__name__)
+    from anomalib_inp.checkpoints.own import read_checkpoint
+
+    name = read_checkpoint(checkpoint, mmap=True).get("model", "InpFormer")
     if name not in MODELS:
         msg = f"{checkpoint} is of a model {name!r}; expected one of {', '.join(MODELS)}."
         raise ValueError(msg)
-    return MODELS[name].load_from_checkpoint(checkpoint, map_location="cpu", **kwargs)
+    return model_class(name).load_from_checkpoint(checkpoint, map_location="cpu", **kwargs)

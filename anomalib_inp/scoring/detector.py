@@ -9,21 +9,20 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_inp.networks.inp_former.network import InpFormerNetwork
-from anomalib_inp.outputs import Reconstruction
+from anomalib_inp.outputs import Reconstruction, full_precision
 from anomalib_inp.scoring.image_score import image_score
-from anomalib_inp.scoring.readings import INP_FORMER_MAPS, Reading
+from anomalib_inp.scoring.readings import Reading
 from anomalib_inp.scoring.smoothing import Smoothing
 
 
-class InpDetector(nn.Module):
+class Detector(nn.Module):
     """Network, anomaly map and image score.
 
     Args:
-        network: The network whose reconstruction is read.
+        network: From images to the reconstruction that is read; its ``encoder`` is the frozen one.
         maps: Anomaly maps by name, each the mean of its readings of a reconstruction; a reading that learns is a
             module, and a part of the detector whichever map is shown.
-        map: Name of the anomaly map that is shown; it may be changed at any time.
+        map: Name of the anomaly map that is shown, by default the first; it may be changed at any time.
         map_size: Height and width of the map in pixels; ``None`` gives the size of the input.
 
     Raises:
@@ -32,9 +31,9 @@ class InpDetector(nn.Module):
 
     def __init__(
         self,
-        network: InpFormerNetwork,
-        maps: Mapping[str, Sequence[Reading]] = INP_FORMER_MAPS,
-        map: str = "reconstruction",  # noqa: A002
+        network: nn.Module,
+        maps: Mapping[str, Sequence[Reading]],
+        map: str | None = None,  # noqa: A002
         map_size: tuple[int, int] | None = (256, 256),
     ) -> None:
         super().__init__()
@@ -42,7 +41,7 @@ class InpDetector(nn.Module):
         self.maps = dict(maps)
         heads = [reading for readings in maps.values() for reading in readings if isinstance(reading, nn.Module)]
         self.heads = nn.ModuleList(dict.fromkeys(heads))
-        self.map = map
+        self.map = next(iter(maps)) if map is None else map
         self.smoothing = Smoothing(map_size)
 
     @property
@@ -59,7 +58,9 @@ class InpDetector(nn.Module):
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Detect anomalies in normalised images ``(B, 3, H, W)``: maps ``(B, 1, h, w)`` and scores ``(B,)``."""
-        return self.read(self.network(images))
+        reconstruction = self.network(images)
+        with full_precision(images):
+            return self.read(reconstruction.full_precision())
 
     def read(self, reconstruction: Reconstruction) -> InferenceBatch:
         """Read maps and scores off a reconstruction."""

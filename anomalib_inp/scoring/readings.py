@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from anomalib_inp.distances import cosine_distance, length, prototype_distance, soft_prototype_distance
-from anomalib_inp.networks.inp_former.residual_head import SegmentationHead
 from anomalib_inp.outputs import Reconstruction
 
 Reading = Callable[[Reconstruction], Tensor]
@@ -47,28 +46,8 @@ def combined_prototype_distance(reconstruction: Reconstruction) -> Tensor:
     return soft_prototype_distance(features.fused, reconstruction.prototypes).unflatten(1, features.grid)
 
 
-INP_FORMER_MAPS: dict[str, list[Reading]] = {
-    "reconstruction": [reconstruction_error],
-    "prototype_distance": [nearest_prototype_distance],
-}
-"""Anomaly maps of INP-Former by name; a map is the mean of its readings."""
-
-
-def plus_plus_maps(head: SegmentationHead | None) -> dict[str, list[Reading]]:
-    """Anomaly maps of INP-Former++ by name, with and without a segmentation head."""
-    segmented: dict[str, list[Reading]] = {}
-    if head is not None:
-        segmented = {"fused": [cosine_and_length_error, head], "segmentation": [head]}
-    return {
-        **segmented,
-        "reconstruction": [cosine_and_length_error],
-        "prototype_distance": [combined_prototype_distance],
-        "nearest_prototype_distance": [nearest_prototype_distance],
-    }
-
-
 def _mean_over_groups(error: Callable[[Tensor, Tensor], Tensor], reconstruction: Reconstruction) -> Tensor:
     features = reconstruction.features
     pairs = zip(reconstruction.groups, features.groups, strict=True)
-    errors = torch.stack([error(rebuilt, target) for rebuilt, target in pairs])  # (2, B, N)
+    errors = torch.stack([error(rebuilt, target) for rebuilt, target in pairs])  # (groups, B, N)
     return errors.mean(dim=0).unflatten(1, features.grid)

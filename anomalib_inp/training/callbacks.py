@@ -11,6 +11,7 @@ import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 DEFAULT_EPOCHS = 200
 LIGHTNING_FALLBACK_EPOCHS = 1000
@@ -19,13 +20,18 @@ LIGHTNING_FALLBACK_EPOCHS = 1000
 class DefaultEpochs(Callback):
     """Replaces Lightning's fallback of 1000 epochs, used where the user gives no length, by the paper's 200.
 
-    A model's ``trainer_arguments`` cannot say so: they would beat a length that the user gives.
+    A model's ``trainer_arguments`` cannot say so: they would beat a length that the user gives. A model with nothing to
+    train takes one epoch, whatever length is given: more would change nothing.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Shorten the training before anything counts its steps."""
-        del pl_module
-        if stage == "fit" and trainer.max_epochs == LIGHTNING_FALLBACK_EPOCHS and trainer.max_steps == -1:
+        if stage != "fit":
+            return
+        if not is_trained(pl_module):
+            trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = 1, -1
+            rank_zero_info("There is nothing to train: the training images pass once.")
+        elif trainer.max_epochs == LIGHTNING_FALLBACK_EPOCHS and trainer.max_steps == -1:
             trainer.fit_loop.max_epochs = DEFAULT_EPOCHS
             rank_zero_info(
                 f"Training for the paper's {DEFAULT_EPOCHS} epochs, since no length was given "
@@ -153,14 +159,19 @@ class RefuseEmptyTraining(Callback):
         Raises:
             RuntimeError: There was none.
         """
-        del pl_module
-        if trainer.global_step == 0 and not trainer.should_stop:
+        steps = trainer.global_step if is_trained(pl_module) else trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if steps == 0 and not trainer.should_stop:
             msg = (
                 f"Nothing was trained: there was no step. The trainer's length is max_epochs={trainer.max_epochs}, "
                 f"max_steps={trainer.max_steps}, limit_train_batches={trainer.limit_train_batches}; each of "
                 f"{trainer.world_size} processes had {trainer.num_training_batches} batches."
             )
             raise RuntimeError(msg)
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Tell whether anything of a model is trained."""
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def training_callbacks() -> list[Callback]:

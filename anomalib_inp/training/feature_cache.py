@@ -49,7 +49,7 @@ class CachedFeatures(DerivedDataset):
 
     Args:
         images: The images that the features are of.
-        source: The features ``(len(images), 2, N, D)``, or the file that holds them.
+        source: The features ``(len(images), groups, N, D)``, or the file that holds them.
         grid: Patch rows and columns ``(h, w)``.
     """
 
@@ -104,7 +104,7 @@ class FeatureCache(DerivedDatasetCallback):
         pre_processor, images = cacheable(trainer, pl_module)
         encoder = pl_module.model.network.encoder
         rows, columns = (side // encoder.patch_size for side in pre_processor.crop_size)
-        shape = (len(images), 2, rows * columns, encoder.embed_dim)
+        shape = (len(images), encoder.num_groups, rows * columns, encoder.embed_dim)
         features = encode(trainer, pl_module, images)
         with isolate_rng():  # the training draws the same numbers, cached or not
             if self.store == "memory":
@@ -194,7 +194,7 @@ def cacheable(trainer: Trainer, pl_module: LightningModule) -> tuple[InpPreProce
 
 
 def encode(trainer: Trainer, pl_module: LightningModule, images: AnomalibDataset) -> Iterator[Tensor]:
-    """Encode images as training would, batch by batch: features ``(B, 2, N, D)``, on the CPU."""
+    """Encode images as training would, batch by batch: features ``(B, groups, N, D)``, on the CPU."""
     data, device = trainer.datamodule, trainer.strategy.root_device
     encoder, transform = pl_module.model.network.encoder.to(device), pl_module.pre_processor.transform
     batches = DataLoader(

@@ -209,7 +209,7 @@ def exports(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]:
     tensor = torch.from_numpy(image)
     rival = theirs.to_openvino(folder / "rival", input_size=(SIZE, SIZE))
     theirs.model.eval()
-    eight = quantization.quantize(graph.clone(), samples)
+    eight = quantization.quantize(graph.clone(), samples, InpFormer.quantised)
     return pages.alternate(
         {
             "anomalib torch": in_torch,

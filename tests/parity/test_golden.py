@@ -20,9 +20,9 @@ from anomalib_inp.distances import prototype_distance
 from anomalib_inp.encoder.frozen import default_target_layers
 from anomalib_inp.losses.coherence import coherence_loss
 from anomalib_inp.losses.objective import InpFormerObjective
+from anomalib_inp.models.inp_former import INP_FORMER_MAPS
 from anomalib_inp.networks.inp_former.network import InpFormerNetwork
-from anomalib_inp.scoring.detector import InpDetector
-from anomalib_inp.scoring.readings import INP_FORMER_MAPS
+from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.scoring.smoothing import Smoothing
 from anomalib_inp.training.recipe import Recipe
 
@@ -122,7 +122,7 @@ def read_image(network: InpFormerNetwork, image: Tensor) -> dict[str, Tensor]:
     at_input = Smoothing(None, kernel_size=1)
     for name, reading in READING.items():
         (read,) = INP_FORMER_MAPS[reading]
-        prediction = InpDetector(network, map=reading, map_size=(256, 256))(image)
+        prediction = Detector(network, INP_FORMER_MAPS, reading, map_size=(256, 256))(image)
         ours[f"{name}.map_at_input"] = at_input(read(reconstruction), tuple(image.shape[-2:]))
         ours[f"{name}.map_256_blurred"] = prediction.anomaly_map
         ours[f"{name}.image_score"] = prediction.pred_score

@@ -19,10 +19,16 @@ class InpExtractor(nn.Module):
         dim: Width ``D``.
         num_heads: Attention heads; the encoder's.
         num_prototypes: Prototypes per image ``M``.
+
+    Raises:
+        ValueError: No prototypes.
     """
 
     def __init__(self, dim: int, num_heads: int, num_prototypes: int = 6) -> None:
         super().__init__()
+        if num_prototypes < 1:
+            msg = f"num_prototypes must be at least 1, got {num_prototypes}."
+            raise ValueError(msg)
         self.queries = nn.Parameter(torch.randn(num_prototypes, dim))
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = PrototypeAggregation(dim, num_heads)
