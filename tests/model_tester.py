@@ -1,7 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What both models must do inside anomalib: Engine, checkpoints, precision, schedule, bad input."""
+"""What all models must do inside anomalib: Engine, checkpoints, exports, precision, schedule, bad input."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from anomalib.data import MVTecAD
@@ -18,6 +19,7 @@ from anomalib.models.components import AnomalibModule
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from anomalib_inp.data.sample import write_sample_data
+from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.training.callbacks import NonFiniteLossError
 
 SEVEN = {"image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO"}
@@ -84,14 +86,10 @@ def train_broken_off_and_resumed(
     return [name for name, weight in unbroken.items() if not same(weight, resumed[name])]
 
 
-class ModelTester:
-    """Tests of a model; a subclass names the model."""
+class SiblingTester:
+    """Tests of every model on the frozen encoder, trained or not; a subclass names the model."""
 
     model_class: type[AnomalibModule]
-    weights: dict[str, float]
-    """Weights of the terms of the loss."""
-    published_rate: float
-    """Learning rate of the published recipe."""
 
     @pytest.fixture(scope="class")
     def data(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -126,6 +124,86 @@ class ModelTester:
         assert all(((batch.pred_score > 0.5) == batch.pred_label).all() for batch in predictions)
         pictures = list(tmp_path.rglob("images/**/*.png"))
         assert len(pictures) == 36
+
+    def test_trains_and_tests_in_bfloat16(self, model, datamodule, tmp_path: Path) -> None:
+        trained = model()
+        run = engine(tmp_path, precision="bf16-mixed")
+        results = run.train(trained, datamodule=datamodule())[0]
+        assert set(results) == SEVEN
+        assert all(weight.dtype == torch.float32 for weight in trained.parameters())
+        assert trained.post_processor.image_threshold.dtype == torch.float32
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"image_size": 70}, "multiple of the encoder's patch size 16"),
+            ({"image_size": 64, "crop_size": 80}, "crop must fit"),
+            ({"target_layers": [1, 9]}, "0 to 5"),
+            ({"map": "heat"}, "must be one of "),
+        ],
+    )
+    def test_arguments_that_do_not_fit_are_refused(self, model, arguments: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            model(**arguments)
+
+    def test_non_square_crops_work(self, model) -> None:
+        trained = model(image_size=(96, 160), crop_size=(64, 128), map_size=None).eval()
+        with torch.no_grad():
+            predictions = trained(torch.rand(1, 3, 120, 300))
+        assert predictions.anomaly_map.shape == (1, 1, 64, 128)
+
+    def test_a_checkpoint_is_not_used_on_another_frame_nor_resumed_when_finished(
+        self, model, datamodule, tmp_path
+    ) -> None:
+        run = engine(tmp_path)
+        run.fit(model(), datamodule=datamodule())
+        (finished,) = tmp_path.rglob("finished.ckpt")
+        with pytest.raises(ValueError, match=r"trained on images of \[64, 64\].*--model.image_size"):
+            engine(tmp_path).test(model(image_size=80), datamodule=datamodule(), ckpt_path=finished)
+        with pytest.raises(ValueError, match=r"\[64, 64\]"):
+            self.model_class.load_from_checkpoint(finished, image_size=96, crop_size=64)
+        with pytest.raises(ValueError, match=r"resumed from model\.ckpt"):
+            engine(tmp_path, max_epochs=2).fit(model(), datamodule=datamodule(), ckpt_path=finished)
+
+    def test_trains_and_tests_without_a_post_processor(self, model, datamodule, tmp_path: Path) -> None:
+        results = engine(tmp_path).train(model(post_processor=False), datamodule=datamodule())[0]
+        assert set(results) == SEVEN
+
+    def test_a_finished_checkpoint_holds_no_encoder_and_gives_the_same_scores(
+        self, model, datamodule, tmp_path: Path
+    ) -> None:
+        fitted = model()
+        engine(tmp_path).fit(fitted, datamodule=datamodule())
+        (finished,) = tmp_path.rglob("finished.ckpt")
+        state = torch.load(finished, weights_only=True)["state_dict"]
+        assert not [name for name in state if "encoder" in name]
+        loaded = self.model_class.load_from_checkpoint(finished).eval()
+        images = torch.rand(1, 3, 100, 90)
+        with torch.no_grad():
+            for ours, theirs in zip(loaded(images), fitted.eval()(images), strict=True):
+                assert torch.equal(ours, theirs)
+
+    @pytest.mark.parametrize("kind", ["onnx", "openvino"])
+    def test_an_export_gives_the_scores_of_the_model(self, kind: str, model, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        built = model().eval()
+        built.post_processor.set_thresholds(image=0.2, pixel=0.3)
+        export = built.to_onnx(tmp_path) if kind == "onnx" else built.to_openvino(tmp_path)
+        images = torch.rand(1, 3, 100, 90)
+        with torch.no_grad():
+            expected = built(images)
+        exported = ExportedModel(export)(images.numpy())
+        np.testing.assert_allclose(exported.pred_score, expected.pred_score, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(exported.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-4)
+
+
+class ModelTester(SiblingTester):
+    """Tests of a model that is trained by a recipe."""
+
+    weights: dict[str, float]
+    """Weights of the terms of the loss."""
+    published_rate: float
+    """Learning rate of the published recipe."""
 
     def test_loss_terms_are_logged_by_name(self, model, datamodule, tmp_path: Path) -> None:
         run = engine(tmp_path)
@@ -274,14 +352,6 @@ class ModelTester:
         assert norms
         assert max(norms) == pytest.approx(limit, rel=1e-3)
 
-    def test_trains_and_tests_in_bfloat16(self, model, datamodule, tmp_path: Path) -> None:
-        trained = model()
-        run = engine(tmp_path, precision="bf16-mixed")
-        results = run.train(trained, datamodule=datamodule())[0]
-        assert set(results) == SEVEN
-        assert all(weight.dtype == torch.float32 for weight in trained.parameters())
-        assert trained.post_processor.image_threshold.dtype == torch.float32
-
     def test_nan_loss_stops_the_training_and_names_the_step(self, model, datamodule, tmp_path: Path) -> None:
         class Poison(Callback):
             def on_train_batch_start(
@@ -296,19 +366,6 @@ class ModelTester:
             engine(tmp_path, callbacks=[Poison()]).fit(trained, datamodule=datamodule())
         assert all(torch.isfinite(weight).all() for weight in trained.parameters())
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"image_size": 70}, "multiple of the encoder's patch size 16"),
-            ({"image_size": 64, "crop_size": 80}, "crop must fit"),
-            ({"target_layers": [1, 9]}, "0 to 5"),
-            ({"map": "heat"}, "must be one of .*reconstruction, prototype_distance"),
-        ],
-    )
-    def test_arguments_that_do_not_fit_are_refused(self, model, arguments: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            model(**arguments)
-
     def test_zero_shot_reading_needs_no_other_weights(self, model, tmp_path: Path) -> None:
         torch.manual_seed(0)
         trained, other = model().eval(), model(map="prototype_distance").eval()
@@ -318,12 +375,6 @@ class ModelTester:
             reconstruction = trained.model.network(images)
             assert not torch.equal(trained.model(images).anomaly_map, other.model(images).anomaly_map)
             assert torch.equal(other.model.read(reconstruction).pred_score, other.model(images).pred_score)
-
-    def test_non_square_crops_work(self, model) -> None:
-        trained = model(image_size=(96, 160), crop_size=(64, 128), map_size=None).eval()
-        with torch.no_grad():
-            predictions = trained(torch.rand(1, 3, 120, 300))
-        assert predictions.anomaly_map.shape == (1, 1, 64, 128)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -345,19 +396,6 @@ class ModelTester:
         with pytest.raises(ValueError, match=message):
             model(**arguments)
 
-    def test_a_checkpoint_is_not_used_on_another_frame_nor_resumed_when_finished(
-        self, model, datamodule, tmp_path
-    ) -> None:
-        run = engine(tmp_path)
-        run.fit(model(), datamodule=datamodule())
-        (finished,) = tmp_path.rglob("finished.ckpt")
-        with pytest.raises(ValueError, match=r"trained on images of \[64, 64\].*--model.image_size"):
-            engine(tmp_path).test(model(image_size=80), datamodule=datamodule(), ckpt_path=finished)
-        with pytest.raises(ValueError, match=r"\[64, 64\]"):
-            self.model_class.load_from_checkpoint(finished, image_size=96, crop_size=64)
-        with pytest.raises(ValueError, match=r"resumed from model\.ckpt"):
-            engine(tmp_path, max_epochs=2).fit(model(), datamodule=datamodule(), ckpt_path=finished)
-
-    def test_trains_and_tests_without_a_post_processor(self, model, datamodule, tmp_path: Path) -> None:
-        results = engine(tmp_path).train(model(post_processor=False), datamodule=datamodule())[0]
-        assert set(results) == SEVEN
+    def test_an_unknown_map_is_refused_and_the_known_ones_are_named(self, model) -> None:
+        with pytest.raises(ValueError, match=r"must be one of .*reconstruction, prototype_distance"):
+            model(map="heat")

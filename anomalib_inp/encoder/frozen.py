@@ -164,7 +164,7 @@ def _checked_layers(target_layers: Sequence[int], depth: int, num_groups: int) -
         )
         raise ValueError(msg)
     if not layers or layers != sorted(set(layers)) or len(layers) % num_groups:
-        count = "an even number" if num_groups == 2 else f"a multiple of {num_groups}"
+        count = {1: "a number", 2: "an even number"}.get(num_groups, f"a multiple of {num_groups}")
         msg = f"target_layers must be {count} of different blocks in increasing order, got {layers}."
         raise ValueError(msg)
     return layers

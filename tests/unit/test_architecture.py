@@ -1,0 +1,143 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Who imports whom: data flows one way, without circles, and the runtime needs no PyTorch."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import anomalib_inp
+
+PACKAGE = Path(anomalib_inp.__file__).parent
+
+ALLOWED: dict[str, set[str]] = {
+    "files": set(),
+    "frame": set(),
+    "outputs": set(),
+    "distances": set(),
+    "preprocessing": {"frame", "outputs"},
+    "encoder": {"outputs"},
+    "networks": {"encoder", "outputs", "distances"},
+    "losses": {"outputs", "distances"},
+    "scoring": {"outputs", "distances"},
+    "data": {"files", "frame", "preprocessing", "outputs"},
+    "evaluation": {"data", "files"},
+    "thresholds": {"data", "evaluation", "outputs"},
+    "training": {"data", "files", "frame", "preprocessing", "outputs", "thresholds", "evaluation"},
+    "pictures": {"data", "frame", "files", "training"},
+    "checkpoints": {"encoder", "networks", "files", "thresholds"},
+    "runtime": {"files", "frame", "thresholds", "pictures"},
+    "exporting": {"runtime", "files", "frame", "thresholds", "evaluation"},
+    "models": {
+        *("encoder", "networks", "losses", "scoring", "data", "evaluation", "thresholds", "training", "pictures"),
+        *("checkpoints", "exporting", "preprocessing", "outputs", "files", "frame"),
+    },
+    "benchmarks": {
+        "models",
+        "data",
+        "evaluation",
+        "pictures",
+        "checkpoints",
+        "exporting",
+        "runtime",
+        "files",
+        "outputs",
+    },
+}
+"""Which rooms a room may import, besides itself. Command line, plugin and the package's own names may import all."""
+
+LIGHT = ("files", "frame", "thresholds.scale", "pictures.strip", "pictures.gallery", "runtime")
+"""What runs on a computer without PyTorch."""
+HEAVY = {
+    *("torch", "torchvision", "torchmetrics", "anomalib", "lightning", "timm", "kornia", "safetensors", "nncf"),
+    *("pandas", "matplotlib", "cv2", "scipy", "skimage", "sklearn"),
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its name below ``anomalib_inp``, which is itself the empty name."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All that is run: not what only a type checker sees."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            for other in child.orelse:
+                yield from statements(other)
+            continue
+        yield child
+        yield from statements(child)
+
+
+def imports(name: str) -> Iterator[str]:
+    """Full names of what a module imports, wherever in it."""
+    for node in statements(MODULES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def ours(name: str) -> set[str]:
+    """Modules of the package that a module imports."""
+    found = set()
+    for full in imports(name):
+        parts = full.split(".")
+        if parts[0] == "anomalib_inp":
+            below = [".".join(parts[1:end]) for end in range(len(parts), 0, -1)]
+            found.add(next(module for module in below if module in MODULES))
+    return found - {name}
+
+
+def room(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def test_every_room_is_known() -> None:
+    everything_above = {"", "cli", "plugin"}
+    assert {room(name) for name in MODULES} == ALLOWED.keys() | everything_above
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) in ALLOWED))
+def test_imports_go_one_way(name: str) -> None:
+    above = {other for other in ours(name) if room(other) not in {room(name), *ALLOWED[room(name)]}}
+    # the package's own name holds the version, and imports nothing before it is asked to
+    assert above - {""} == set()
+
+
+def test_there_is_no_circle() -> None:
+    graph = {name: ours(name) - {""} for name in MODULES if name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_rooms_make_no_circle_either() -> None:
+    TopologicalSorter(ALLOWED).prepare()
+
+
+@pytest.mark.parametrize("start", sorted(name for name in MODULES if name.startswith(LIGHT)))
+def test_the_runtime_needs_no_pytorch(start: str) -> None:
+    reached, waiting = set(), {start}
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        waiting |= ours(name) - reached
+    heavy = {f"{name}: {full}" for name in reached for full in imports(name) if full.partition(".")[0] in HEAVY}
+    assert heavy == set()
