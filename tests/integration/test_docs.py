@@ -36,6 +36,7 @@ WITH_EXAMPLES = [ROOT / "README.md"] + [
         "few_shot",
         "zero_shot",
         "semi_supervised",
+        "architecture",
     )
 ]
 
@@ -188,7 +189,10 @@ def test_what_the_pipeline_names_exists() -> None:
 def test_arguments_that_the_pages_name_exist() -> None:
     from anomalib_inp import InpFormer, InpFormerPlusPlus
 
-    arguments = {**inspect.signature(InpFormer).parameters, **inspect.signature(InpFormerPlusPlus).parameters}
+    # Those of the model itself and of what it passes the rest on to.
+    classes = [*InpFormer.__mro__, *InpFormerPlusPlus.__mro__]
+    ours = [one for one in classes if one.__module__.startswith("anomalib_inp.") and "__init__" in vars(one)]
+    arguments = {name: value for one in ours for name, value in inspect.signature(one).parameters.items()}
     for page in PAGES:
         named = set(re.findall(r"--model\.(\w+)", page.read_text(encoding="utf-8"))) - {"help"}
         assert named <= arguments.keys(), (page.name, named - arguments.keys())
