@@ -23,7 +23,7 @@ from anomalib_inp.checkpoints.own import read_checkpoint
 from anomalib_inp.data import MultiCategory
 from anomalib_inp.data.subset import MEAN
 from anomalib_inp.files import file_digest, replacing
-from anomalib_inp.models.registry import MODELS
+from anomalib_inp.models.registry import model_class
 from anomalib_inp.pictures.extremes import ExtremeResults
 
 T = TypeVar("T")
@@ -186,7 +186,7 @@ class Benchmark:
     def _build(self, run: Run, root: Path) -> tuple[AnomalibModule, MultiCategory, Engine]:
         seed_everything(run.seed, workers=True, verbose=False)
         pictures = ExtremeResults(self.folder / run.name / "images")
-        model = _call(MODELS[self.model], {**self.model_args, **run.model, "visualizer": pictures})
+        model = _call(model_class(self.model), {**self.model_args, **run.model, "visualizer": pictures})
         data = build_data({**self.data, **run.data, "seed": run.seed})
         return model, data, Engine(default_root_dir=root, **{**TRAINER, **self.trainer_args})
 
