@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
@@ -26,7 +26,6 @@ from anomalib_inp.files import file_digest, replacing
 from anomalib_inp.models.registry import model_class
 from anomalib_inp.pictures.extremes import ExtremeResults
 
-T = TypeVar("T")
 PROTOCOL = {"image_size": 448, "crop_size": 392}
 """The frame of all published numbers."""
 INDIFFERENT = {"model.feature_cache_dir", "data.num_workers", "data.eval_batch_size", "trainer.logger"}
@@ -245,7 +244,7 @@ def with_digests(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments, **contents}
 
 
-def _call(build: Callable[..., T], arguments: Mapping[str, Any]) -> T:
+def _call(build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     try:
         return build(**arguments)
     except TypeError as fault:
