@@ -12,7 +12,7 @@ from anomalib.metrics import Evaluator
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.nn import functional as F
@@ -33,6 +33,7 @@ from anomalib_inp.encoder.weights import build_encoder
 from anomalib_inp.evaluation.evaluator import PaperEvaluator
 from anomalib_inp.exporting.mixin import InpExport
 from anomalib_inp.frame import as_pair, resolve_sizes
+from anomalib_inp.models.registry import import_models
 from anomalib_inp.pictures.visualizer import InpVisualizer
 from anomalib_inp.preprocessing import InpPreProcessor
 from anomalib_inp.scoring.detector import Detector
@@ -61,6 +62,12 @@ class EncoderModel(InpExport, _Module):
     """Name of the map that is shown unless another is asked for."""
     quantised: ClassVar[tuple[str, ...]] = ("encoder.backbone",)
     """Parts of the network whose linear layers INT8 may quantise."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Import the other models as well: anomalib finds those that exist as classes, whichever is imported first."""
+        super().__init_subclass__(**kwargs)
+        if issubclass(cls, LightningModule):  # a model itself, no base of models
+            import_models()
 
     def __init__(
         self,

@@ -21,9 +21,6 @@ from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.scoring.readings import Reading, nearest_prototype_distance, reconstruction_error
 from anomalib_inp.training.recipe import SHORT, Recipe
 
-QUANTISED = ("encoder.backbone", "bottleneck", "decoder")
-"""The linear layers that see a thousand tokens, most of the work of both models."""
-
 INP_FORMER_MAPS: dict[str, list[Reading]] = {
     "reconstruction": [reconstruction_error],
     "prototype_distance": [nearest_prototype_distance],
@@ -60,7 +57,6 @@ class InpFormer(TrainedModel, AnomalibModule):
 
     recipes: ClassVar = {"published": Recipe(), "short": SHORT}
     default_map: ClassVar = "reconstruction"
-    quantised: ClassVar = QUANTISED
 
     def __init__(
         self,

@@ -19,7 +19,6 @@ from anomalib_inp.data.labelled import LabelledAnomalies
 from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.losses.objective import InpFormerPlusPlusObjective
 from anomalib_inp.losses.segmentation import dice_loss
-from anomalib_inp.models.inp_former import QUANTISED
 from anomalib_inp.models.trained_model import TrainedModel, num_images, reconstruct, source_of
 from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.networks.inp_former.residual_head import SegmentationHead
@@ -93,7 +92,6 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
 
     recipes: ClassVar = {"published": Recipe(learning_rate=5e-4), "short": SHORT}
     default_map: ClassVar = "fused"
-    quantised: ClassVar = QUANTISED
 
     def __init__(
         self,

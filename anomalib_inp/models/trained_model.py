@@ -27,6 +27,8 @@ class TrainedModel(EncoderModel):
 
     recipes: ClassVar[Mapping[str, Recipe]]
     """Recipes by name."""
+    quantised: ClassVar = ("encoder.backbone", "bottleneck", "decoder")
+    """Where the linear layers see a thousand tokens, most of the work."""
 
     def __init__(
         self,
