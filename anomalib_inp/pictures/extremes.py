@@ -68,13 +68,14 @@ class ExtremeResults(InpVisualizer):
                 shown, rank = sheet.setdefault(kind, []), sign * scores[index].item()
                 if bool(item.gt_label) != anomalous or (len(shown) == self.keep and rank <= shown[-1].rank):
                     continue
-                # Copies, so that the batch is not kept; an image that has a file is read from there.
+                # Copies, so that the batch is not kept; an image that has a file is read from there. On the CPU, where
+                # they take no room of the GPU and another process, with a GPU of its own, can be given them.
                 kept = ImageItem(
-                    image=(item.image[:, :1, :1] if item.image_path else item.image).clone(),
+                    image=(item.image[:, :1, :1] if item.image_path else item.image).cpu().clone(),
                     image_path=item.image_path,
                     mask_path=item.mask_path,
-                    gt_mask=None if item.gt_mask is None else item.gt_mask.clone(),
-                    gt_label=item.gt_label,
+                    gt_mask=None if item.gt_mask is None else item.gt_mask.cpu().clone(),
+                    gt_label=None if item.gt_label is None else item.gt_label.cpu(),
                     pred_score=scores[index].clone(),
                     anomaly_map=maps[index].clone(),
                 )
