@@ -66,6 +66,7 @@ def infer(check: Check, encoder: str, size: int, batch: int, variant: str) -> di
         # Once not compiled: the encoder keeps its position table, which must not be born inside a graph.
         run(images)
         if "compiled" in options:
+            torch.compiler.reset()  # else it would compile for sizes in general, and give up after some
             run = torch.compile(run)
         if "CUDA graph" in options:
             run = captured(run, images)

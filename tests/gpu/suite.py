@@ -29,15 +29,23 @@ def run(check: Check) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", str(HERE), "-p", "no:cacheprovider", f"--junitxml={report}"]
     if check.dry:
         command += ["-k", "not compiled and not exports"]  # slow on a CPU, where other tests do the same
-    elif util.find_spec("xdist"):
-        command += ["-n", "6"]
+    else:
+        command += ["-n", "6"] if util.find_spec("xdist") else []
+        command += ["--timeout", "120"] if util.find_spec("pytest_timeout") else []
     environment = {**os.environ, **({DRY: "1"} if check.dry else {})}
-    folder = HERE.parents[1]
-    ended = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=240, env=environment, cwd=folder
-    )
+    log = check.path.with_name("tests.log")  # stays, whatever becomes of the tests
+    with log.open("w") as output:
+        subprocess.run(
+            command,
+            check=False,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=240,
+            env=environment,
+            cwd=HERE.parents[1],
+        )
     if not report.exists():
-        raise RuntimeError(ended.stdout[-3000:] + ended.stderr[-3000:])
+        raise RuntimeError(log.read_text()[-3000:])
     cases = list(ElementTree.parse(report).iter("testcase"))  # noqa: S314 - pytest has just written it
     failed = {}
     for case in cases:

@@ -75,6 +75,7 @@ def train(
         if kind == "anomalib":
             _try(step)
         if arguments:
+            torch.compiler.reset()  # else it would compile for sizes in general, and give up after some
             first = milliseconds(step, check.device, calls=1, rounds=1, warm_up=0)
         times = milliseconds(step, check.device, calls=check.small(8, 1), rounds=check.small(5, 1))
     found: dict[str, Any] = {**summary(times), "batch": batch, "peak_mb": peak_megabytes(check.device)}
