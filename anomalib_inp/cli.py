@@ -165,26 +165,24 @@ def benchmark(
         data_args: Further arguments of MultiCategory, such as train_batch_size.
         trainer_args: Arguments of the trainer, such as max_steps or precision.
     """
-    from anomalib_inp.benchmarks import runs
+    from anomalib_inp.benchmarks import command
 
-    runs.benchmark(
+    command.benchmark(
         setting,
-        {
-            "source": source,
-            "root": root,
-            "categories": categories,
-            "sources": sources,
-            "train_on": train_on,
-            "test_on": test_on,
-            **(data_args or {}),
-        },
+        source,
+        root,
+        categories,
+        sources,
+        train_on,
+        test_on,
         model,
         seeds,
-        output,
-        model_args or {},
-        trainer_args or {},
         shots,
         labelled_anomalies,
+        output,
+        model_args,
+        data_args,
+        trainer_args,
     )
 
 

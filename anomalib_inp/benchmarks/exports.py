@@ -100,7 +100,17 @@ def benchmark_export(
     runs: int = 30,
     threads: int | None = None,
 ) -> None:
-    """Export a checkpoint in every format and compare; see ``anomalib-inp benchmark-export --help``.
+    """Export a checkpoint in every format and compare: size, latency, throughput, memory, accuracy, score difference.
+
+    OpenVINO formats are run on each of its devices, in float32 and in the device's own precision.
+
+    Args:
+        checkpoint: The checkpoint of a finished training.
+        images: Folder of test images, in the layout of MVTec AD for the accuracy.
+        calibration: Folder of normal images for INT8; by default train/good beside the test folder.
+        output: Folder for the exports and formats.csv.
+        runs: Images that are timed per format.
+        threads: CPU threads; by default the runtime's choice.
 
     Raises:
         FileNotFoundError: No checkpoint, or no images.

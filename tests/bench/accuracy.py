@@ -7,7 +7,6 @@ DIR holds categories in the layout of MVTec AD (magnetic_tile, woven_fabric, bal
 ``docs/benchmarks/accuracy.json``; a run that is there is not run again, so the benchmark can be stopped at any time.
 """
 
-import argparse
 import json
 import tempfile
 from collections import defaultdict
@@ -140,9 +139,7 @@ def write(results: dict[str, dict[str, dict[str, float]]], page: Path) -> None:
 
 def main() -> None:
     """Run what is missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the categories")
-    parser.add_argument("--out", type=Path, default=pages.DOCS / "benchmarks.md", help="page that holds the table")
+    parser = pages.parser(__doc__, "benchmarks.md", data=True)
     parser.add_argument("--epochs", type=int, default=12)
     arguments = parser.parse_args()
     results = pages.Results(RESULTS)

@@ -7,7 +7,6 @@ DIR holds categories in the layout of MVTec AD (magnetic_tile, woven_fabric, bal
 ``docs/benchmarks/int8.json``; what is there is not measured again.
 """
 
-import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -59,10 +58,7 @@ def compare(category: str, data: Path) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Measure what is missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the categories")
-    parser.add_argument("--out", type=Path, default=pages.DOCS / "performance.md", help="page that holds the table")
-    arguments = parser.parse_args()
+    arguments = pages.parser(__doc__, "performance.md", data=True).parse_args()
     results = pages.Results(pages.DOCS / "benchmarks" / "int8.json")
     rows = []
     for category in CATEGORIES:

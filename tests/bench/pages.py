@@ -3,10 +3,14 @@
 
 """What the benchmarks share: results that are kept from run to run, and pages with tables between two marks."""
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +18,10 @@ from typing import Any
 
 import anomalib
 import torch
+from filelock import FileLock
 
 import anomalib_inp
+from anomalib_inp.files import replacing
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -39,16 +45,37 @@ class Results:
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         """Return what was measured before, or measure and keep it."""
-        known = self.values
-        if key in known:
-            return known[key]
+        measured = self.values
+        if key in measured:
+            return measured[key]
         print(key, flush=True)
         result = measure()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps({**self.values, key: result}, indent=1))
-        new.replace(self.path)
+        lock = Path(tempfile.gettempdir()) / f"anomalib-inp-{self.path.stem}.lock"
+        with FileLock(lock), replacing(self.path) as temporary:
+            temporary.write_text(json.dumps({**self.values, key: result}, indent=1))
         return result
+
+
+def parser(description: str | None, page: str, data: bool = False) -> argparse.ArgumentParser:
+    """Make a parser of the arguments that the benchmarks share.
+
+    Args:
+        description: What the benchmark does.
+        page: Page of the docs that holds its tables.
+        data: Whether it needs a data set.
+    """
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if data:
+        made.add_argument("--data", type=Path, required=True, help="folder of the categories")
+    made.add_argument("--out", type=Path, default=DOCS / page, help="page that holds the tables")
+    return made
+
+
+def in_fresh_process(script: str, *arguments: object) -> Any:
+    """Run a script and return the JSON in the last line that it prints."""
+    command = [sys.executable, script, *map(str, arguments)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 def replace(page: Path, name: str, text: str) -> None:

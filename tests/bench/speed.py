@@ -24,14 +24,12 @@ from typing import Any
 import numpy as np
 import openvino
 import pages
-import timm
 import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning import Callback
-from rival import builtin_inp_former
-from safetensors.torch import save_file
+from rival import builtin_inp_former, random_weights
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,10 +68,9 @@ def build(name: str, encoder: str, folder: Path, **kwargs: Any) -> AnomalibModul
         model = builtin_inp_former(encoder, post_processor=False, evaluator=False, visualizer=False)
         model.pre_processor = model.configure_pre_processor(image_size=(SIZE, SIZE), crop_size=SIZE)
         return model
-    weights = folder / f"{encoder}.safetensors"
-    if not weights.exists():
-        save_file(timm.create_model(encoder, pretrained=False, num_classes=0).state_dict(), weights)
-    return InpFormer(encoder, str(weights), image_size=SIZE, evaluator=False, visualizer=False, **kwargs)
+    return InpFormer(
+        encoder, random_weights(encoder, folder), image_size=SIZE, evaluator=False, visualizer=False, **kwargs
+    )
 
 
 def gemm() -> dict[str, float]:
@@ -119,9 +116,7 @@ def operations(run: Callable[[], object]) -> float:
 
 def memory(name: str, encoder: str) -> dict[str, float]:
     """Measure in a fresh process how much memory a model takes, its weights included, in MB."""
-    command = [sys.executable, __file__, "--memory-of", name, "--encoder", encoder]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return json.loads(output.splitlines()[-1])
+    return pages.in_fresh_process(__file__, "--memory-of", name, "--encoder", encoder)
 
 
 def memory_of(name: str, encoder: str) -> dict[str, float]:
@@ -232,8 +227,7 @@ def import_time() -> list[float]:
 
 def main() -> None:
     """Measure what is missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=pages.DOCS / "performance.md", help="page that holds the tables")
+    parser = pages.parser(__doc__, "performance.md")
     parser.add_argument("--rounds", type=int, default=7, help="alternating runs of inference; training has five")
     parser.add_argument("--memory-of", choices=("anomalib", "anomalib-inp"), help=argparse.SUPPRESS)
     parser.add_argument("--encoder", help=argparse.SUPPRESS)

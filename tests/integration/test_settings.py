@@ -53,12 +53,12 @@ def test_every_combination_parses(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         with pytest.raises(SystemExit) as ended:
             run([*stacked(model, data, setting), "--print_config"], monkeypatch)
         assert not ended.value.code, (model, data, setting)
-        told = yaml.safe_load(capsys.readouterr().out)
-        assert told["data"]["class_path"].endswith("MultiCategory")
-        own = yaml.safe_load((CONFIGS / "setting" / f"{setting}.yaml").read_text())
-        for part, values in own.items():
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["data"]["class_path"].endswith("MultiCategory")
+        written = yaml.safe_load((CONFIGS / "setting" / f"{setting}.yaml").read_text())
+        for part, values in written.items():
             for name, value in values["init_args"].items():
-                got = told[part]["init_args"][name]
+                got = printed[part]["init_args"][name]
                 if name == "sources":
                     got = [{key: entry[key] for key in given} for given, entry in zip(value, got, strict=True)]
                 assert got == value, (setting, name)
@@ -89,14 +89,14 @@ def test_every_setting_runs(
     run([*stacked(model, "mvtec_ad", setting), *small, *short, *data, *here], monkeypatch)
 
     name = {"inp_former": "InpFormer", "inp_former_plus_plus": "InpFormerPlusPlus"}[model]
-    told = json.loads((tmp_path / f"results/{name}/MultiCategory/latest/metrics.json").read_text())
+    metrics = json.loads((tmp_path / f"results/{name}/MultiCategory/latest/metrics.json").read_text())
     expected = {
         "single_class": ["brick"],
         "super_multi_class": ["MVTecAD/grass", "Visa/brick", "mean"],
         "zero_shot": ["MVTecAD/grass"],
     }
-    assert list(told) == expected.get(setting, ["brick", "grass", "mean"])
-    assert all(len(values) == 7 for values in told.values())
+    assert list(metrics) == expected.get(setting, ["brick", "grass", "mean"])
+    assert all(len(values) == 7 for values in metrics.values())
 
 
 def test_arguments_of_one_data_set_do_not_stay_for_another(
