@@ -30,7 +30,7 @@ import anomalib_inp
 from anomalib_inp import InpFormer, InpFormerPlusPlus, MultiCategory
 from anomalib_inp.checkpoints.own import read_checkpoint
 from anomalib_inp.data import Source
-from anomalib_inp.data.multi_category import categories_of
+from anomalib_inp.data.modules import categories_of
 from anomalib_inp.data.subset import MEAN
 from anomalib_inp.evaluation.metrics import COLUMNS
 from anomalib_inp.evaluation.report import markdown, mean_of_seeds, metrics_table, with_mean

@@ -51,7 +51,9 @@ class ExactPixels(Metric):
         """Compute the metrics of each category; those without images have none."""
         categories = dim_zero_cat(self.categories)
         maps, masks = (dim_zero_cat(state).view(-1, *self.size.tolist()) for state in (self.maps, self.masks))
-        return of_each(self.num_categories, categories, lambda own: pixel_metrics(maps[own], masks[own].bool()))
+        return of_each(
+            self.num_categories, categories, lambda chosen: pixel_metrics(maps[chosen], masks[chosen].bool())
+        )
 
 
 class PixelCounts(Metric):
@@ -70,8 +72,8 @@ class PixelCounts(Metric):
     def count(self, bins: Tensor, masks: Tensor, categories: Tensor) -> None:
         """Add pixels, given as bins ``(B, H, W)`` and masks ``(B, H, W)``, of the categories ``(B,)``."""
         for number in categories.unique():
-            own = categories == number
-            mask, found = masks[own], bins[own]
+            chosen = categories == number
+            mask, found = masks[chosen], bins[chosen]
             self.normal[number] += torch.bincount(found[~mask], minlength=BINS)
             self.anomalous[number] += torch.bincount(found[mask], minlength=BINS)
 
@@ -103,10 +105,10 @@ class BinnedPixels(PixelCounts):
         regions = connected_components_cpu(masks.unsqueeze(1).int().cpu()).squeeze(1).to(masks.device).long()
         sizes = torch.bincount(regions.flatten())
         for number in categories.unique():
-            own = (categories == number).view(-1, 1, 1) & masks
-            shares = 1 / sizes[regions[own]].double()
-            self.overlap[number] += torch.bincount(bins[own], weights=shares, minlength=BINS)
-            self.regions[number] += len(regions[own].unique())
+            chosen = (categories == number).view(-1, 1, 1) & masks
+            shares = 1 / sizes[regions[chosen]].double()
+            self.overlap[number] += torch.bincount(bins[chosen], weights=shares, minlength=BINS)
+            self.regions[number] += len(regions[chosen].unique())
 
     def compute(self) -> list[dict[str, float]]:
         """Compute the metrics of each category; those without images have none."""
@@ -125,7 +127,7 @@ def of_each(count: int, categories: Tensor, metrics: Callable[[Tensor], dict[str
         categories: Number of the category of each image ``(N,)``.
         metrics: Metrics of the images that are true in a mask ``(N,)``.
     """
-    return [metrics(own) if own.any() else {} for own in (categories == number for number in range(count))]
+    return [metrics(chosen) if chosen.any() else {} for chosen in (categories == number for number in range(count))]
 
 
 def bin_of(values: Tensor) -> Tensor:
