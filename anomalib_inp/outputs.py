@@ -90,11 +90,6 @@ class TrainingBatch(NamedTuple):
         """What is transformed before a step; cached features were transformed before they were encoded."""
         return [part for part in self if part is not None and not isinstance(part, PatchFeatures)]
 
-    @property
-    def num_images(self) -> int:
-        """Count the images."""
-        return self.source.batch_size
-
 
 def full_precision(images: Tensor) -> AbstractContextManager[object]:
     """Leave mixed precision, where it is on, for losses, maps and scores."""

@@ -109,9 +109,9 @@ class LabelledAnomalies:
 
     def _was_trained_on(self, path: str) -> bool:
         # First the size, which costs little, and then the content: names say nothing, neither equal nor different ones.
-        known = set(self.digests.values())
+        trained = set(self.digests.values())
         size = f"{Path(path).stat().st_size}-"
-        return any(one.startswith(size) for one in known) and file_digest(Path(path)) in known
+        return any(one.startswith(size) for one in trained) and file_digest(Path(path)) in trained
 
 
 def _all_samples(dataset: AnomalibDataset) -> DataFrame:

@@ -14,9 +14,9 @@ from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
 from anomalib_inp.data.subset import MEAN, Subset
-from anomalib_inp.evaluation.functional import FIELDS, seven_metrics
+from anomalib_inp.evaluation.functional import FIELDS, of_each, seven_metrics
 from anomalib_inp.evaluation.metrics import COLUMNS, check_values
-from anomalib_inp.evaluation.pixels import BinnedPixels, ExactPixels, of_each
+from anomalib_inp.evaluation.pixels import BinnedPixels, ExactPixels
 from anomalib_inp.evaluation.report import metrics_table, with_mean, write_metrics
 from anomalib_inp.evaluation.scores import ImageScores
 

@@ -97,7 +97,7 @@ class TrainedModel(EncoderModel):
         terms = self.loss_terms(batch)
         for name, term in terms.items():
             shown = {"on_step": True, "prog_bar": True} if name == "loss" else {"on_step": False}
-            self.log(f"train_{name}", term.detach(), on_epoch=True, batch_size=batch.num_images, **shown)
+            self.log(f"train_{name}", term.detach(), on_epoch=True, batch_size=batch.source.batch_size, **shown)
         return terms["loss"]
 
     def loss_terms(self, batch: TrainingBatch) -> dict[str, Tensor]:

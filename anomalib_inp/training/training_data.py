@@ -131,14 +131,14 @@ class TrainingData(Callback):
     def _images_of(self, trainer: Trainer) -> AnomalibDataset:
         data = trainer.datamodule
         if not hasattr(data, "train_data") or getattr(data, "external_collate_fn", None) is not None:
-            need, otherwise = (
+            needs, instead = (
                 ("Pseudo-anomalies need", "Train without the segmentation head: --model.head false.")
                 if self.cache is None
                 else ("The feature cache needs", WITHOUT_CACHE)
             )
             msg = (
-                f"{need} a data module with train_data and no collate function of its own, got {type(data).__name__}. "
-                f"{otherwise}"
+                f"{needs} a data module with train_data and no collate function of its own, got {type(data).__name__}. "
+                f"{instead}"
             )
             raise DataError(msg)
         return data.train_data

@@ -206,7 +206,7 @@ def test_two_processes_share_one_folder(
     assert len(list(latest.glob("images/**/*.png"))) == len(tested)
 
 
-def test_processes_that_split_the_images_otherwise_are_refused(tiny_encoder_file: Path, tmp_path: Path) -> None:
+def test_processes_that_split_the_images_differently_are_refused(tiny_encoder_file: Path, tmp_path: Path) -> None:
     data = write_sample_data(tmp_path / "sample", categories=("brick",))
     command = [str(Path(sys.executable).with_name("anomalib")), "fit", "--model", "InpFormer"]
     command += ["--model.encoder", "test_vit", "--model.encoder_weights", str(tiny_encoder_file)]

@@ -236,6 +236,15 @@ def test_validation_images_cannot_be_split_off_nothing(own: Path, folder: str) -
             ready("MVTecAD", str(own), val_split_mode="from_train", val_split_ratio=0.25, **arguments)
 
 
+@pytest.mark.parametrize("mode", ["from_train", "from_test", "synthetic", "same_as_test"])
+def test_without_validation_all_images_are_for_training_and_test(root: Path, mode: str) -> None:
+    """Whoever asks for the split: the data module by default, or the arguments of its source."""
+    source = Source("MVTecAD", str(root), ["brick"], {"val_split_mode": mode, "val_split_ratio": 0.5})
+    data = MultiCategory(sources=(source,), num_workers=0).without_validation()
+    data.setup()
+    assert (len(data.train_data), len(data.test_data)) == (8, 10)
+
+
 def test_an_image_is_of_one_category(root: Path) -> None:
     same = [Source("MVTecAD", str(root), ["brick"], name=name) for name in ("one", "other")]
     with pytest.raises(DataError, match=r"tested in several categories \(one/brick, other/brick\).*brick/test"):

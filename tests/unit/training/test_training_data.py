@@ -131,7 +131,7 @@ def test_a_batch_holds_the_source_and_what_stands_beside_it(data: MVTecAD, cache
     dataset = DerivedDataset(data.train_data, features, PseudoAnomaly(probability=1) if pseudo else None)
     (batch,) = DataLoader(dataset, 3, sampler=[5, 0, 2], collate_fn=dataset.collate_fn)
     images = torch.stack([data.train_data[index].image for index in (5, 0, 2)])
-    assert batch.num_images == 3
+    assert batch.source.batch_size == 3
     if cached:
         assert isinstance(batch.inputs, PatchFeatures)
         assert batch.source.groups[0].flatten().tolist() == [10, 0, 4]
@@ -181,7 +181,7 @@ def test_both_parts_are_transformed_and_features_are_not() -> None:
 # --- other ways to train ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["data module", "loader", "collate function", "anomalib's pre-processor"])
+@pytest.mark.parametrize("way", ["loader", "collate function", "anomalib's pre-processor"])
 def test_plain_images_are_trained_on_whoever_loads_them(
     way: str, root: Path, tiny_encoder_file: Path, tmp_path: Path
 ) -> None:
