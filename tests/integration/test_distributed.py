@@ -70,6 +70,7 @@ Engine(
 def execute(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program that starts processes of its own."""
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
+    environment.pop("PL_GLOBAL_SEED", None)  # left by a test in this process that has seeded
     return subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=300, env=environment, cwd=folder
     )
