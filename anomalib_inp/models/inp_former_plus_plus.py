@@ -174,7 +174,7 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
 
     def loss_terms(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Reconstruct normal images, and segment pseudo-anomalies in the same images."""
-        terms = super().loss_terms(batch) if self.trained else {}
+        terms = self.reconstruction_terms(batch.inputs) if self.trained else {}
         if batch.pseudo is not None:
             segmentation = self.segmentation_term(batch.pseudo)
             terms |= {"segmentation": segmentation, "loss": terms.get("loss", 0) + segmentation}

@@ -101,8 +101,12 @@ class TrainedModel(EncoderModel):
         return terms["loss"]
 
     def loss_terms(self, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Compute the terms of the objective on normal images, or on what a cache holds of them, and their ``loss``."""
-        reconstruction = self._reconstruct(self.model.network, batch.inputs)
+        """Compute what a batch teaches: ``loss``, and the terms that it is made of."""
+        return self.reconstruction_terms(batch.inputs)
+
+    def reconstruction_terms(self, source: Tensor | PatchFeatures) -> dict[str, Tensor]:
+        """Compute the terms of the objective on normal images ``(B, 3, H, W)``, or on what a cache holds of them."""
+        reconstruction = self._reconstruct(self.model.network, source)
         with full_precision(reconstruction.groups[0]):
             return self.objective(reconstruction.full_precision())
 
