@@ -41,6 +41,7 @@ from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.training.callbacks import training_callbacks
 from anomalib_inp.training.data_check import DataCheck
 from anomalib_inp.training.results_folder import SharedResultsFolder
+from anomalib_inp.training.training_data import TrainingData
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule as _Module
@@ -151,7 +152,12 @@ class EncoderModel(InpExport, _Module):
 
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
-        return [*super().configure_callbacks(), SharedResultsFolder(), DataCheck(), *training_callbacks()]
+        checks = [SharedResultsFolder(), DataCheck()]
+        return [*super().configure_callbacks(), *checks, self.training_data(), *training_callbacks()]
+
+    def training_data(self) -> TrainingData:
+        """Say what stands in for the training images: nothing."""
+        return TrainingData()
 
     def prepare_data(self) -> None:
         """Look at the folder of the data before anomalib reads it."""

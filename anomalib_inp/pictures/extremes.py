@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 from torch import distributed
 
+from anomalib_inp.data.subset import Subset
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
 from anomalib_inp.pictures.gallery import gallery
 from anomalib_inp.pictures.visualizer import InpVisualizer, short_name
@@ -59,11 +60,13 @@ class ExtremeResults(InpVisualizer):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep those images of a batch that are among the best or worst so far."""
-        del trainer, pl_module, outputs
-        table = self._known(batch)
+        del pl_module, outputs
+        belongs = Subset.from_trainer(trainer, "test").attach(batch)
         scores, maps = batch.raw_score.float().cpu(), batch.raw_map.float().cpu()
         for index, item in enumerate(batch):
-            sheet = self._shown.setdefault(table.name_of(item.image_path) if table else "", {})
+            if not belongs.counted[index]:
+                continue  # another process keeps it
+            sheet = self._shown.setdefault(belongs.names[index], {})
             for kind, (anomalous, sign) in self.KINDS.items():
                 shown, rank = sheet.setdefault(kind, []), sign * scores[index].item()
                 if bool(item.gt_label) != anomalous or (len(shown) == self.keep and rank <= shown[-1].rank):
@@ -106,11 +109,10 @@ class ExtremeResults(InpVisualizer):
             for category, kinds in sheets.items()
             for kind, shown in kinds.items()
         ):
-            known = merged.setdefault(category, {}).setdefault(kind, [])
-            paths = {one.item.image_path for one in known} - {None}  # a sampler hands some images out twice
-            known += [one for one in shown if one.item.image_path not in paths]
-            known.sort(key=lambda one: -one.rank)
-            del known[self.keep :]
+            kept = merged.setdefault(category, {}).setdefault(kind, [])
+            kept += shown
+            kept.sort(key=lambda one: -one.rank)
+            del kept[self.keep :]
         return merged
 
     def _sheet(self, category: str, kinds: dict[str, list[_Shown]], crop_box: CropBox) -> Image.Image:

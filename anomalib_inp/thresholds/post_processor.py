@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from anomalib_inp.data.subset import Categories
+from anomalib_inp.data.subset import Subset
 from anomalib_inp.thresholds.choose import CategoryScales, CommonScales
 from anomalib_inp.thresholds.scale import Scale, buffer_names, move
 
@@ -92,7 +92,7 @@ class InpPostProcessor(PostProcessor):
         self.per_category = per_category
         self.category = category
         self.ranges: dict[str, tuple[Scale, Scale]] = {}
-        self._categories: Categories | None = None
+        self._subset = Subset()
         self._common: CommonScales | None = None
         self._category_ranges: CategoryScales | None = None
 
@@ -139,36 +139,28 @@ class InpPostProcessor(PostProcessor):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
     ) -> None:
         """Collect the raw scores and maps of a batch."""
-        del pl_module, args, kwargs
-        outputs = self._counted(trainer, outputs)
+        del trainer, pl_module, args, kwargs
+        outputs = self._counted(outputs)
         if not len(outputs.pred_score):
             return
         compared = self._collect_by_category(outputs)
         if self._common is not None:
             self._common.update(outputs, compared)
 
-    def _counted(self, trainer: Trainer, outputs: Batch) -> Any:
-        """Leave out the images that another process counts."""
-        table = self._categories
-        if table is None or not table.known(outputs) or len(table) < trainer.world_size:
-            return outputs  # a process without any image would not take part in choosing
-        kept = table.counted(outputs.image_path, trainer)
-        if kept.all():
-            return outputs
-        fields = ("pred_score", "gt_label", "anomaly_map", "gt_mask")
-        values = {name: getattr(outputs, name) for name in fields}
-        values = {name: None if value is None else value[kept.to(value.device)] for name, value in values.items()}
-        paths = [path for path, own in zip(outputs.image_path, kept, strict=True) if own]
-        return SimpleNamespace(image_path=paths, **values)
+    def _counted(self, outputs: Batch) -> Any:
+        """Take of a batch what this process counts, with the places of the categories and what is masked."""
+        belongs, device = self._subset.attach(outputs), outputs.pred_score.device
+        counted = belongs.counted.to(device)
+        if len(self._subset) < self._subset.world_size:  # a process without any image would not take part in choosing
+            counted = torch.ones_like(counted)
+        values = {name: getattr(outputs, name) for name in ("pred_score", "gt_label", "anomaly_map", "gt_mask")}
+        values |= {"categories": belongs.indices.to(device), "masked": belongs.masked.to(device)}
+        return SimpleNamespace(**{name: None if value is None else value[counted] for name, value in values.items()})
 
-    def _collect_by_category(self, outputs: Batch) -> Any:
+    def _collect_by_category(self, outputs: Any) -> Any:
         """Collect a batch for the thresholds of the categories; returns what of it counts for the common ones."""
-        table = self._categories
-        if table is None or not table.known(outputs):
-            return outputs
-        categories = table.of(outputs.image_path).to(outputs.pred_score.device)
+        categories, masked = outputs.categories, outputs.masked
         labels = torch.zeros_like(categories) if outputs.gt_label is None else outputs.gt_label
-        masked = torch.tensor(table.has_masks, device=categories.device)[categories]
         maps, masks = outputs.anomaly_map, outputs.gt_mask
         for chosen, truth in ((masked, masks), (~masked, None)):
             if self._category_ranges is not None and chosen.any():
@@ -183,8 +175,8 @@ class InpPostProcessor(PostProcessor):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the thresholds."""
         del pl_module
-        if self._categories is not None and self._category_ranges is not None:
-            found = zip(self._categories.names, self._category_ranges.compute(), strict=True)
+        if self._category_ranges is not None:
+            found = zip(self._subset.names, self._category_ranges.compute(), strict=True)
             chosen = {name: scales for name, scales in found if scales is not None}
             # Weights that have been trained since have no use for the scales of other categories.
             self.ranges = chosen if trainer.state.fn == TrainerFn.FITTING else self.ranges | chosen
@@ -196,15 +188,15 @@ class InpPostProcessor(PostProcessor):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare to choose, also for the categories of the validation images."""
-        self._categories = Categories.of_data(trainer, "val_data")
+        self._subset = Subset.from_trainer(trainer, "val")
         quantiles = (self.normal_image_quantile, self.normal_pixel_quantile)
         self._common, self._category_ranges = CommonScales(*quantiles).to(pl_module.device), None
-        if names := self._with_thresholds(self._categories):
+        if names := self._with_thresholds(self._subset):
             self._category_ranges = CategoryScales(len(names), *quantiles).to(pl_module.device)
 
-    def _with_thresholds(self, table: Categories | None) -> list[str]:
+    def _with_thresholds(self, subset: Subset) -> list[str]:
         """Which categories a validation gives thresholds of their own: of several, or one of several anew."""
-        names = table.names if table is not None and self.per_category else []
+        names = subset.names if self.per_category else []
         return names if len(names) > 1 or self.ranges else []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -227,7 +219,7 @@ class InpPostProcessor(PostProcessor):
         """Refuse to wait for the thresholds of a category that is not among the validation images."""
         if self.category is None:
             return
-        names = self._with_thresholds(Categories.of_data(trainer, "val_data"))
+        names = self._with_thresholds(Subset.from_trainer(trainer, "val"))
         kept = [] if trainer.state.fn == TrainerFn.FITTING else self.ranges
         if self.category not in {*names, *kept}:
             msg = (
@@ -258,8 +250,8 @@ class InpPostProcessor(PostProcessor):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look up the categories of the test images."""
         del pl_module
-        self._categories = Categories.of_data(trainer, "test_data") if self.ranges else None
-        if self._categories is not None and (unknown := set(self._categories.names) - self.ranges.keys()):
+        self._subset = Subset.from_trainer(trainer, "test")
+        if self.ranges and (unknown := set(self._subset.names) - self.ranges.keys()):
             rank_zero_warn(
                 f"There are no thresholds of {', '.join(sorted(unknown))}: labels and masks are by those of "
                 f"{self.category or 'all categories together'} and mean little. Choose some: anomalib validate."
@@ -275,9 +267,7 @@ class InpPostProcessor(PostProcessor):
         Without thresholds the values stay raw and there are no labels and masks.
         """
         batch.raw_score, batch.raw_map = batch.pred_score, batch.anomaly_map
-        categories: list[str | None] = [self.category] * len(batch.raw_score)
-        if self._categories is not None and self._categories.known(batch):
-            categories = [self._categories.name_of(path) for path in batch.image_path]
+        categories = [name or self.category for name in self._subset.attach(batch).names]
         if torch.isnan(self.image_threshold) and not self.ranges.keys() & set(categories):
             rank_zero_warn(
                 "There are no thresholds: scores stay raw, labels and masks are missing. Set them by hand: "

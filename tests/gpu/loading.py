@@ -89,15 +89,16 @@ def epochs(check: Check, data: Path, encoder: str, size: int, kind: str, workers
     model = anomalibs(encoder, size) if kind == "anomalib" else ours(encoder, size, check.folder, **cache)
     watch, filling = Watch(check.device), 0.0
     if cache:
-        setup = model.feature_cache.setup
+        fill = model.feature_cache.features_of
 
-        def timed(*arguments: Any, **named: Any) -> None:
+        def timed(*arguments: Any) -> Any:
             nonlocal filling
             begin = time.perf_counter()
-            setup(*arguments, **named)
+            features = fill(*arguments)
             filling += time.perf_counter() - begin
+            return features
 
-        model.feature_cache.setup = timed
+        model.feature_cache.features_of = timed
     batch = check.small(BATCH, 8)
     datamodule = MVTecAD(data, "brick", train_batch_size=batch, num_workers=workers, val_split_mode="none")
     Engine(
