@@ -7,7 +7,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help venv demo test test-all check format bench-accuracy bench-int8 bench-plus-plus bench-pseudo bench-scale \
-	bench-settings bench-speed clean setting-pictures
+	bench-gpu bench-settings bench-speed clean report-gpu setting-pictures test-gpu
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,9 @@ test: .venv/.stamp-test ## Run the tests
 
 test-all: .venv/.stamp-test ## Run the tests in one process and list the skipped ones
 	$(BIN)/python -m pytest -rs
+
+test-gpu: .venv/.stamp-test ## Run the tests that need a GPU; without one they are skipped and say so
+	$(BIN)/python -m pytest -m gpu tests/gpu -rs
 
 check: .venv/.stamp-dev ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -38,6 +41,9 @@ endif
 
 bench-accuracy: .venv/.stamp-demo ## Measure accuracy on the data set in DATA=DIR and write docs/benchmarks.md
 	$(BIN)/python tests/bench/accuracy.py --data "$(DATA)" --out docs/benchmarks.md
+
+bench-gpu: .venv/.stamp-test ## Check and measure everything on a GPU, into gpu-check
+	PYTHON="$(CURDIR)/$(BIN)/python" bash tests/gpu/check.sh
 
 bench-int8: .venv/.stamp-demo ## Measure what INT8 costs in accuracy on the data set in DATA=DIR
 	$(BIN)/python tests/bench/int8.py --data "$(DATA)"
@@ -59,6 +65,9 @@ bench-scale: .venv/.stamp-demo ## Measure training from 1,000 to 100,000 cached 
 
 bench-speed: .venv/.stamp-demo ## Measure speed and memory beside anomalib and write docs/performance.md
 	$(BIN)/python tests/bench/speed.py
+
+report-gpu: .venv/.stamp-demo ## Write what tests/gpu/check.sh has found, RESULTS=gpu-check/gpu.json, into docs/performance.md
+	PYTHONPATH=tests $(BIN)/python -m gpu.report $(or $(RESULTS),gpu-check/gpu.json)
 
 clean: ## Remove caches and build products; .venv and results stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

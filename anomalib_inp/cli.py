@@ -55,17 +55,15 @@ def threshold(
     from anomalib_inp.runtime import edit as export
 
     if model.suffix == ".ckpt":
-        told = checkpoint.set_thresholds(model, image, pixel, normalized, category)
+        shown = checkpoint.set_thresholds(model, image, pixel, normalized, category)
     elif normalized is not None:
         sys.exit("anomalib-inp: --normalized is for checkpoints: set it there and export again.")
     else:
-        metadata = export.set_thresholds(model, image, pixel, category)
-        told = {name: getattr(metadata, f"{name}_threshold") for name in ("image", "pixel")}
-        told |= {"normalized": metadata.normalized, "categories": list(metadata.categories)}
-    print(f"Image threshold: {told['image']:.6g}\nPixel threshold: {told['pixel']:.6g}")
-    print(f"Scores: {'normalised' if told['normalized'] else 'raw'}")
-    if category is None and told["categories"]:
-        print(f"With --category, those of: {', '.join(told['categories'])}")
+        shown = export.set_thresholds(model, image, pixel, category)
+    print(f"Image threshold: {shown.image:.6g}\nPixel threshold: {shown.pixel:.6g}")
+    print(f"Scores: {'normalised' if shown.normalized else 'raw'}")
+    if category is None and shown.categories:
+        print(f"With --category, those of: {', '.join(shown.categories)}")
 
 
 def choose_map(checkpoint: Path, map: str | None = None) -> None:  # noqa: A002

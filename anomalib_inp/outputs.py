@@ -35,6 +35,11 @@ class PatchFeatures(NamedTuple):
         """Mean of all tapped blocks ``(B, N, D)``: the groups are of equal size, so it is the mean of their means."""
         return reduce(torch.add, self.groups) / len(self.groups)
 
+    @property
+    def batch_size(self) -> int:
+        """Count the images, as a batch of them does."""
+        return len(self.groups[0])
+
     def full_precision(self) -> "PatchFeatures":
         """Cast what is in 16 bits to float32."""
         return self._replace(groups=[_full(group) for group in self.groups])
@@ -59,16 +64,31 @@ class Reconstruction(NamedTuple):
         return Reconstruction(self.features.full_precision(), prototypes, [_full(group) for group in self.groups])
 
 
-class PseudoBatch(NamedTuple):
-    """What INP-Former++ trains on: the reconstruction sees normal images alone, the head pseudo-anomalous ones.
+class TrainingBatch(NamedTuple):
+    """What a training step is given: the reconstruction sees normal images alone, a head pseudo-anomalous ones.
 
     Attributes:
-        normal: Normal images, or what a cache holds of them.
-        pseudo: The same images, some of them made anomalous, with the masks of what was changed.
+        source: Normal images, or what a cache holds of them.
+        pseudo: The same images, some of them made anomalous, with the masks of what was changed; ``None`` for none.
     """
 
-    normal: "ImageBatch | PatchFeatures"
-    pseudo: "ImageBatch"
+    source: "ImageBatch | PatchFeatures"
+    pseudo: "ImageBatch | None" = None
+
+    @classmethod
+    def of(cls, batch: "TrainingBatch | ImageBatch") -> "TrainingBatch":
+        """Take what a data loader gives; one that is not ours, or has nothing to add, gives plain images."""
+        return batch if isinstance(batch, TrainingBatch) else cls(batch)
+
+    @property
+    def inputs(self) -> Tensor | PatchFeatures:
+        """What the network reconstructs: images ``(B, 3, H, W)``, or what a cache holds of them."""
+        return self.source if isinstance(self.source, PatchFeatures) else self.source.image
+
+    @property
+    def images(self) -> "list[ImageBatch]":
+        """What is transformed before a step; cached features were transformed before they were encoded."""
+        return [part for part in self if part is not None and not isinstance(part, PatchFeatures)]
 
 
 def full_precision(images: Tensor) -> AbstractContextManager[object]:

@@ -82,11 +82,12 @@ def _take_the_name() -> None:
     anomalib's keeps its name: the import of anomalib must not fail because of us.
     """
     try:
-        # If importing our classes is what brought anomalib in, this returns at once and our classes follow.
+        # If importing our classes is what brought anomalib in, they follow.
         import anomalib_inp.data.multi_category  # noqa: F401
         from anomalib_inp.models.registry import import_models
 
-        import_models()
+        if "anomalib_inp.models.encoder_model" not in sys.modules:
+            import_models()
 
         builtin = sys.modules[_AWAITED].InpFormer
         holders = (builtin.__module__, "anomalib.models.image.inp_former", _AWAITED, "anomalib.models")

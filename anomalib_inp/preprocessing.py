@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Transform
 
 from anomalib_inp.frame import CropBox, as_pair
-from anomalib_inp.outputs import PatchFeatures, PseudoBatch
+from anomalib_inp.outputs import TrainingBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -68,13 +68,12 @@ class InpPreProcessor(PreProcessor):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        batch: ImageBatch | PatchFeatures | PseudoBatch,
+        batch: ImageBatch | TrainingBatch,
         batch_idx: int,
     ) -> None:
-        """Transform the images of a batch; cached features were transformed before they were encoded."""
-        for part in batch if isinstance(batch, PseudoBatch) else (batch,):
-            if not isinstance(part, PatchFeatures):
-                super().on_train_batch_start(trainer, pl_module, part, batch_idx)
+        """Transform the images of a batch."""
+        for images in TrainingBatch.of(batch).images:
+            super().on_train_batch_start(trainer, pl_module, images, batch_idx)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore the transform that a checkpoint was trained with."""

@@ -19,6 +19,7 @@ from anomalib.models.components import AnomalibModule
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 from anomalib_inp.data.sample import write_sample_data
+from anomalib_inp.outputs import TrainingBatch
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.training.callbacks import NonFiniteLossError
 
@@ -358,7 +359,7 @@ class ModelTester(SiblingTester):
                 self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
             ) -> None:
                 if batch_idx == 2:
-                    normal = getattr(batch, "normal", batch)
+                    normal = TrainingBatch.of(batch).source
                     normal.image = normal.image * float("nan")
 
         trained = model()

@@ -17,7 +17,7 @@ import torch
 import anomalib_inp
 from anomalib_inp.benchmarks.runs import Benchmark, Rows
 from anomalib_inp.data import Source
-from anomalib_inp.data.multi_category import categories_of
+from anomalib_inp.data.modules import categories_of
 from anomalib_inp.data.subset import MEAN
 from anomalib_inp.evaluation.metrics import COLUMNS
 from anomalib_inp.evaluation.report import markdown, mean_of_seeds, with_mean

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anomalib.data.utils import ValSplitMode
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning import Trainer, seed_everything
@@ -192,11 +191,7 @@ class Benchmark:
 
 def build_data(arguments: Mapping[str, Any]) -> MultiCategory:
     """Build the data; what a data module would keep for validation stays among the images of training and test."""
-    data = _call(MultiCategory, arguments)
-    for module in data.modules.values():
-        if module.val_split_mode in {ValSplitMode.FROM_TEST, ValSplitMode.FROM_TRAIN}:
-            module.val_split_mode = ValSplitMode.NONE
-    return data
+    return _call(MultiCategory, arguments).without_validation()
 
 
 def train_and_test(model: AnomalibModule, data: MultiCategory, engine: Engine, folder: Path) -> None:

@@ -3,14 +3,10 @@
 
 """Changes of a checkpoint in place: its thresholds."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from anomalib_inp.checkpoints.own import read_checkpoint, write_checkpoint
-from anomalib_inp.thresholds.scale import check_thresholds
+from anomalib_inp.thresholds.scale import Scale, Thresholds, buffer_names, move
 
 
 def set_thresholds(
@@ -19,7 +15,7 @@ def set_thresholds(
     pixel: float | None = None,
     normalized: bool | None = None,
     category: str | None = None,
-) -> dict[str, Any]:
+) -> Thresholds:
     """Set the thresholds of a checkpoint, in place, and choose between normalised and raw exports.
 
     Args:
@@ -30,7 +26,7 @@ def set_thresholds(
         category: The category whose thresholds are meant; ``None`` for the common ones.
 
     Returns:
-        What the checkpoint says now, and which categories have thresholds of their own.
+        What the checkpoint says now: the thresholds of the category, or the common ones.
 
     Raises:
         ValueError: Not a checkpoint of ours, an unknown category, or a threshold that is no finite number.
@@ -41,39 +37,26 @@ def set_thresholds(
     if config is None:
         msg = f"{path} is no checkpoint with a post-processor of anomalib-inp."
         raise ValueError(msg)
-    given = {name: value for name, value in (("image", image), ("pixel", pixel)) if value is not None}
-    check_thresholds(image, pixel)
+    ranges = config.get("ranges", {})
     if category is None:
-        thresholds = _move_common(content["state_dict"], given)
+        state = content["state_dict"]
+        stored = [[state[f"post_processor.{name}"] for name in buffer_names(kind)] for kind in ("image", "pixel")]
+    elif category in ranges:
+        stored = ranges[category]
     else:
-        thresholds = _move_own(config.get("ranges", {}), category, given)
+        msg = f"The checkpoint has no thresholds of the category {category!r}; it has {', '.join(ranges) or 'none'}."
+        raise ValueError(msg)
+    moved = move((Scale(*stored[0]), Scale(*stored[1])), image, pixel)
+    for values, scale in zip(stored, moved, strict=True):
+        if category is None:
+            # In place: model.ckpt holds the post-processor a second time, among the callbacks, by the same tensors.
+            for buffer, value in zip(values, scale, strict=True):
+                buffer.fill_(value)
+        else:
+            values[:] = scale
     if normalized is not None:
         config["enable_normalization"] = normalized
     if (image, pixel, normalized) != (None, None, None):
         write_checkpoint(path, content)
-    return {**thresholds, "normalized": config["enable_normalization"], "categories": list(config.get("ranges", {}))}
-
-
-def _move_common(state: dict[str, torch.Tensor], given: Mapping[str, float]) -> dict[str, float]:
-    """Set the common thresholds in a state dict, and tell them."""
-    thresholds = {kind: state[f"post_processor._{kind}_threshold"] for kind in ("image", "pixel")}
-    for name, value in given.items():
-        for kind, threshold in thresholds.items():
-            if kind == name or (kind not in given and threshold.isnan()):
-                threshold.fill_(value)
-    return {kind: float(threshold) for kind, threshold in thresholds.items()}
-
-
-def _move_own(ranges: dict[str, Any], category: str, given: Mapping[str, float]) -> dict[str, float]:
-    """Set the thresholds of a category in the post-processor's description, and tell them.
-
-    Raises:
-        ValueError: There are none.
-    """
-    if category not in ranges:
-        msg = f"The checkpoint has no thresholds of the category {category!r}; it has {', '.join(ranges) or 'none'}."
-        raise ValueError(msg)
-    own = dict(zip(("image", "pixel"), ranges[category], strict=True))
-    for name, value in given.items():
-        own[name][0] = value
-    return {kind: values[0] for kind, values in own.items()}
+    first, second = (float(values[0]) for values in stored)
+    return Thresholds(first, second, config["enable_normalization"], list(ranges))

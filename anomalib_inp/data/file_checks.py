@@ -3,12 +3,10 @@
 
 """Looks at the files of a data set, and names the one where something is wrong."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from anomalib.data import MPDD, VAD, AnomalibDataset, Folder, MVTecAD
-from anomalib.data.datasets.image.mvtecad import IMG_EXTENSIONS
-from anomalib.data.utils import LabelName
+from anomalib.data import AnomalibDataset, Folder
 from anomalib.pre_processing.utils.spec import transform_to_spec
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,6 +14,7 @@ from PIL import Image
 from rich.progress import track
 from torchvision.transforms.v2 import Transform
 
+from anomalib_inp.data.quirks import mask_files, suffixes_read
 from anomalib_inp.files import first_few, header_fault, image_files
 
 MANY = 5000
@@ -35,16 +34,17 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     """
     if isinstance(datamodule, Folder):
         _count_masks(datamodule)
-    if not isinstance(datamodule, MVTecAD | MPDD | VAD):
-        return  # others have folders of the same names with other things in them
+    suffixes = suffixes_read(datamodule)
+    if datamodule is None or not suffixes:
+        return
     folder = Path(datamodule.root, datamodule.category)
     if not (folder / "test").is_dir():
         return
     there = image_files(folder)
-    if ignored := [path for path in there if path.suffix not in IMG_EXTENSIONS]:
+    if ignored := [path for path in there if path.suffix not in suffixes]:
         kinds = ", ".join(sorted({path.suffix for path in ignored}))
         left_out = (
-            f"{type(datamodule).__name__} reads {' and '.join(IMG_EXTENSIONS)} alone: {len(ignored)} files ({kinds}) "
+            f"{type(datamodule).__name__} reads {' and '.join(suffixes)} alone: {len(ignored)} files ({kinds}) "
             f"of {folder} are left out. Convert them, or name the folders of images to the data module Folder."
         )
         if len(ignored) == len(there):
@@ -55,8 +55,12 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     for defect in sorted({path.name for part in ("test", "ground_truth") for path in (folder / part).glob("*")}):
         if defect == "good" or defect.startswith("."):
             continue
-        images = {path.stem: path for path in _files(folder / "test" / defect)}
-        masks = {path.stem.removesuffix("_mask"): path for path in _files(folder / "ground_truth" / defect)}
+        tested, marked = (
+            [path for path in (folder / part / defect).glob("*") if path.suffix in suffixes]
+            for part in ("test", "ground_truth")
+        )
+        images = {path.stem: path for path in tested}
+        masks = {path.stem.removesuffix("_mask"): path for path in marked}
         found += len(masks)
         faults += [f"{images[stem]} has no mask" for stem in sorted(images.keys() - masks.keys())]
         faults += [f"the mask {masks[stem]} has no image" for stem in sorted(masks.keys() - images.keys())]
@@ -97,17 +101,10 @@ def is_repeatable(transform: Transform | None) -> bool:
     return True
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """List what anomalib takes for images and masks of this layout."""
-    return (path for path in folder.glob("*") if path.suffix in IMG_EXTENSIONS)
-
-
 def files_of(dataset: AnomalibDataset) -> list[str]:
-    """List the files that are read: no masks of normal images, of which BTech's table names some that are not there."""
+    """List the files that are read, images and masks."""
     samples = dataset.samples
-    masks = samples[samples.label_index == LabelName.ABNORMAL].mask_path if "mask_path" in samples else []
-    several = (mask if isinstance(mask, list) else [mask] for mask in masks)  # MVTec LOCO has lists of them
-    return [*samples.image_path, *(path for paths in several for path in paths if isinstance(path, str) and path)]
+    return [*samples.image_path, *(mask for row in samples.itertuples() for mask in mask_files(row))]
 
 
 def check_headers(is_mask: Mapping[str, bool]) -> None:

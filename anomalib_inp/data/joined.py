@@ -12,6 +12,8 @@ from anomalib.data import AnomalibDataset, ImageBatch, ImageItem
 from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
+from anomalib_inp.data.quirks import mask_files
+
 
 class JoinedDataset(AnomalibDataset):
     """The images of many data sets, each read as its own data set reads it.
@@ -49,8 +51,8 @@ class JoinedDataset(AnomalibDataset):
         """Read an image."""
         place = self.samples.iloc[index]
         item = self.parts[place.part][place.row]
-        if isinstance(place.get("mask_path"), list):
-            item.mask_path = None  # of several, anomalib names the first, which would be drawn for all
+        if len(mask_files(place)) > 1:
+            item.mask_path = None  # anomalib names the first, which would be drawn for all
         return item
 
     @property
@@ -63,7 +65,7 @@ def collate(items: Sequence[ImageItem]) -> ImageBatch:
     """Make a batch of images with masks and images without.
 
     Where some have masks, the others are given empty ones: of a normal image that is the truth, and the anomalous ones
-    are left out of what is counted in pixels (``Categories.has_masks``).
+    are left out of what is counted in pixels (``Subset.has_masks``).
     """
     if any(item.gt_mask is not None for item in items):
         for item in items:

@@ -3,16 +3,16 @@
 
 """A few real anomalous images with masks, for semi-supervised training; what is trained on is never tested on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anomalib.data import AnomalibDataset
 from anomalib.data.utils import LabelName, read_image, read_mask
-from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch import Callback
+from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from pandas import DataFrame
 from torch import Tensor
@@ -21,13 +21,14 @@ from torchvision.transforms.v2 import functional as T
 
 from anomalib_inp.data.file_checks import DataError, check_headers
 from anomalib_inp.data.pseudo_anomaly import Defect, cut_out
+from anomalib_inp.data.quirks import mask_files
 from anomalib_inp.files import file_digest, first_few, image_files
 
 HELD_OUT = "held_out_samples"
 """Attribute of a data set: the images that were taken out of it."""
 
 
-class LabelledAnomalies(Callback):
+class LabelledAnomalies:
     """Finds the labelled anomalies of a training and takes them out of the images that are tested and validated on.
 
     Args:
@@ -61,20 +62,6 @@ class LabelledAnomalies(Callback):
         """Leave the pixels of the defects out of a model that is pickled (``to_torch``)."""
         return {**self.__dict__, "defects": []}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the images where a training begins, and take them out of the test and validation images.
-
-        Raises:
-            DataError: There are too few, or one has no mask or an empty one.
-        """
-        del pl_module
-        data = trainer.datamodule
-        if data is None:
-            return
-        if stage == "fit" and self.source is not None:
-            self.find(data)
-        self.take_out(data)
-
     def take_out(self, data: LightningDataModule) -> None:
         """Take what was trained on out of the test and validation images, and put back what another model took out."""
         for name in ("test_data", "val_data"):
@@ -89,26 +76,28 @@ class LabelledAnomalies(Callback):
                 rank_zero_info(f"{trained.sum()} labelled anomalies are left out of {name}.")
 
     def find(self, data: LightningDataModule) -> None:
-        """Find the images of a data module, and cut their defects out.
+        """Find the images of a data module, and cut their defects out; :meth:`take_out` comes next.
 
         Raises:
             DataError: There are too few, or one has no mask or an empty one.
         """
         source = self.source
+        if source is None:
+            return
         if not len(data.train_data):
             msg = "There are no training images that the defects of labelled anomalies could be pasted onto."
             raise DataError(msg)
-        drawn = list(_drawn(data, source, self.seed) if isinstance(source, int) else _of_folder(Path(str(source))))
-        missing = [str(image) for image, mask in drawn if mask is None]
+        drawn = list(_drawn(data, source, self.seed) if isinstance(source, int) else _of_folder(Path(source)))
+        missing = [str(image) for image, masks in drawn if not masks]
         if missing:
             msg = (
                 f"Labelled anomalies need masks, because only their defects are trained on: no mask for "
                 f"{first_few(missing)}."
             )
             raise DataError(msg)
-        check_headers({str(path): path != image for image, mask in drawn for path in (image, mask)})
+        check_headers({str(path): path != image for image, masks in drawn for path in (image, *masks)})
         size = tuple(data.train_data[0].image.shape[-2:])
-        read = {image: _read(image, mask, size) for image, mask in drawn if mask is not None}
+        read = {image: _read(image, masks, size) for image, masks in drawn}
         empty = [str(image) for image, (_, mask) in read.items() if not mask.any()]
         if empty:
             msg = f"The masks of labelled anomalies must mark a defect, but those of {first_few(empty)} are empty."
@@ -120,9 +109,9 @@ class LabelledAnomalies(Callback):
 
     def _was_trained_on(self, path: str) -> bool:
         # First the size, which costs little, and then the content: names say nothing, neither equal nor different ones.
-        known = set(self.digests.values())
+        trained = set(self.digests.values())
         size = f"{Path(path).stat().st_size}-"
-        return any(one.startswith(size) for one in known) and file_digest(Path(path)) in known
+        return any(one.startswith(size) for one in trained) and file_digest(Path(path)) in trained
 
 
 def _all_samples(dataset: AnomalibDataset) -> DataFrame:
@@ -134,7 +123,7 @@ def _all_samples(dataset: AnomalibDataset) -> DataFrame:
     return samples
 
 
-def _drawn(data: LightningDataModule, count: int, seed: int) -> Iterator[tuple[Path, Path | None]]:
+def _drawn(data: LightningDataModule, count: int, seed: int) -> Iterator[tuple[Path, list[Path]]]:
     """Draw images and their masks from the test images of each category that is trained on."""
     dataset = getattr(data, "test_data", None)
     if not isinstance(dataset, AnomalibDataset):
@@ -168,11 +157,10 @@ def _drawn(data: LightningDataModule, count: int, seed: int) -> Iterator[tuple[P
             raise DataError(msg)
         rows = np.random.default_rng(seed).choice(len(images), count, replace=False)
         for row in images.iloc[sorted(rows)].itertuples():
-            mask = getattr(row, "mask_path", None)
-            yield Path(row.image_path), Path(mask) if isinstance(mask, str) and mask else None
+            yield Path(row.image_path), [Path(mask) for mask in mask_files(row)]
 
 
-def _of_folder(folder: Path) -> Iterator[tuple[Path, Path | None]]:
+def _of_folder(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Pair images and masks of a folder."""
     images, masks = (_images_by_name(folder / part) for part in ("images", "masks"))
     if not images:
@@ -183,24 +171,31 @@ def _of_folder(folder: Path) -> Iterator[tuple[Path, Path | None]]:
         if len(found) > 1:
             msg = f"{path} has two masks, {found[0]} and {found[1]}. Remove one."
             raise DataError(msg)
-        yield path, found[0] if found else None
+        yield path, found
 
 
-def _read(image: Path, mask: Path, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Read an image ``(3, H, W)`` in [0, 1] and its mask ``(H, W)``, at the size of the training images."""
-    try:
-        picture, marked = read_image(image, as_tensor=True), read_mask(mask, as_tensor=True)
-    except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
-        msg = f"A labelled anomaly cannot be decoded, {image} or its mask {mask}: {error}"
-        raise DataError(msg) from error
-    if picture.shape[-2:] != marked.shape[-2:]:
-        msg = f"A mask must be as large as its image, but {mask} has another size than {image}."
-        raise DataError(msg)
+def _read(image: Path, masks: list[Path], size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Read an image ``(3, H, W)`` in [0, 1] and what its masks mark ``(H, W)``, at the size of the training images."""
+    picture = _decoded(image, read_image)
+    marked = torch.zeros(1, *picture.shape[-2:], dtype=torch.bool)
+    for path in masks:
+        mask = _decoded(path, read_mask)
+        if picture.shape[-2:] != mask.shape[-2:]:
+            msg = f"A mask must be as large as its image, but {path} has another size than {image}."
+            raise DataError(msg)
+        marked |= mask > 0
     picture = T.resize(picture, list(size), antialias=True)
-    marked = marked.unsqueeze(0) > 0
     shrunk = T.resize(marked.byte(), list(size), interpolation=T.InterpolationMode.NEAREST)[0] > 0
     # nearest neighbour steps over the smallest defects
     return picture, shrunk if shrunk.any() else F.adaptive_max_pool2d(marked.float(), list(size))[0] > 0
+
+
+def _decoded(path: Path, read: Callable[..., Any]) -> Tensor:
+    try:
+        return read(path, as_tensor=True)
+    except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
+        msg = f"A labelled anomaly cannot be decoded, the image or mask {path}: {error}"
+        raise DataError(msg) from error
 
 
 def _images_by_name(folder: Path) -> dict[str, Path]:

@@ -3,29 +3,23 @@
 
 """Many categories and data sets at once: one model is trained on all of them, and tested on each."""
 
-import importlib
-import inspect
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 
-import anomalib.data
 import numpy as np
 import torch
-from anomalib.data import AnomalibDataModule, AnomalibDataset, MVTecAD2
+from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import TestSplitMode, ValSplitMode
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from torchvision.transforms.v2 import Transform
 
 from anomalib_inp.data.few_shot import FewShotViews
-from anomalib_inp.data.file_checks import DataError, check_masks, is_repeatable
+from anomalib_inp.data.file_checks import DataError, is_repeatable
 from anomalib_inp.data.joined import JoinedDataset
-from anomalib_inp.data.source import Source
-from anomalib_inp.data.subset import MEAN
+from anomalib_inp.data.modules import build_modules, chosen_modules, for_all, prepare, set_up
+from anomalib_inp.data.source import Source, given_sources
 from anomalib_inp.files import first_few
 from anomalib_inp.preprocessing import InpPreProcessor
 
@@ -127,9 +121,6 @@ class MultiCategory(AnomalibDataModule):
         if sampling not in {"natural", "balanced"}:
             msg = f"sampling must be natural or balanced, got {sampling!r}."
             raise ValueError(msg)
-        if sources is not None and not (sources and all(isinstance(one, Source) for one in sources)):
-            msg = f"sources must be one anomalib_inp.data.Source at least, and nothing else, got {sources}."
-            raise ValueError(msg)
         self.shots = shots
         self.sampling = sampling
         splits = {
@@ -138,38 +129,26 @@ class MultiCategory(AnomalibDataModule):
             "val_split_mode": val_split_mode,
             "val_split_ratio": val_split_ratio,
         }
-        if sources and categories != "all":
-            msg = f"categories={categories} belong to one source: name them in each of sources."
-            raise ValueError(msg)
-        among = any(one.source == source and root in {None, one.root} for one in sources or ())
-        if sources and not among and (root or arguments or source != Source.source):
-            there = ", ".join(f"{one.source} in {one.root}" for one in sources)
-            msg = (
-                f"source={source} in root={root} is none of the sources, {there}: give sources alone, each with its "
-                "root and arguments, or no sources."
-            )
-            raise ValueError(msg)
-        given = sources or [Source(source, root, categories, arguments or {})]
-        self.modules = _modules(given, {**splits, "seed": seed, "num_workers": 0})
-        self.trained, self.tested = _chosen({"train_on": train_on, "test_on": test_on}, self.modules)
+        given = given_sources(Source(source, root, categories, arguments or {}), sources)
+        self.modules = build_modules(given, {**splits, "seed": seed, "num_workers": 0})
+        self.trained, self.tested = chosen_modules({"train_on": train_on, "test_on": test_on}, self.modules)
         roots = [str(Path(module.root).absolute()) for module in self.modules.values()]
         self.root = Path(os.path.commonpath(roots))
+
+    def without_validation(self) -> "MultiCategory":
+        """Leave all images to training and test: none are kept back for validation; before they are set up."""
+        for module in self.modules.values():
+            if module.val_split_mode in {ValSplitMode.FROM_TEST, ValSplitMode.FROM_TRAIN, ValSplitMode.SYNTHETIC}:
+                module.val_split_mode = ValSplitMode.NONE
+        return self
 
     def prepare_data(self) -> None:
         """Download what is missing, and look at the folders.
 
         Raises:
-            DataError: Categories whose data cannot be had or do not fit; all are named at once.
+            DataError: Categories whose data are unavailable or do not fit; all are named at once.
         """
-
-        def prepare(module: AnomalibDataModule) -> None:
-            try:
-                module.prepare_data()
-            except URLError as fault:
-                msg = f"it is not in {module.root}, and cannot be downloaded: {fault.reason}"
-                raise DataError(msg) from fault
-
-        _for_all(self.modules, prepare)
+        for_all(self.modules, prepare)
 
     def setup(self, stage: str | None = None) -> None:
         """Set the data sets up; a training with ``shots`` is given views of the few images.
@@ -186,29 +165,14 @@ class MultiCategory(AnomalibDataModule):
                     f"InpFormerPlusPlus), got {type(pre_processor).__name__}."
                 )
                 raise DataError(msg)
-            known = self.train_data  # of an earlier training, perhaps with a model of another frame
-            if not isinstance(known, FewShotViews):
-                self.train_data = FewShotViews(known, pre_processor)
-            elif not known.fits(pre_processor):
-                self.train_data = FewShotViews(known.images, pre_processor)
+            if not isinstance(self.train_data, FewShotViews):
+                self.train_data = FewShotViews(self.train_data, pre_processor)
+            elif not self.train_data.fits(pre_processor):  # those of an earlier training, with a model of another frame
+                self.train_data = FewShotViews(self.train_data.images, pre_processor)
 
     def _setup(self, _stage: str | None = None) -> None:
-        def set_up(module: AnomalibDataModule) -> None:
-            check_masks(module)
-            try:
-                module.setup()
-            except ValueError as fault:
-                if len(getattr(module, "train_data", [None])):
-                    raise
-                # anomalib splits validation images off nothing
-                mode = module.val_split_mode.value
-                msg = (
-                    f"there are no normal training images, of which val_split_mode={mode} takes some; same_as_test and "
-                    "from_test need none"
-                )
-                raise DataError(msg) from fault
-            if isinstance(module, MVTecAD2):
-                module.test_data = module.test_public_data  # setup() takes the normal images out of the former
+        def set_up_and_look(module: AnomalibDataModule) -> None:
+            set_up(module)
             if module in self.trained.values() and not len(module.train_data):
                 msg = f"there are no images to train on in {module.root}; name the categories to train on: train_on"
                 raise DataError(msg)
@@ -216,7 +180,7 @@ class MultiCategory(AnomalibDataModule):
                 msg = "there are no anomalous images to test on; name the categories to test on: test_on"
                 raise DataError(msg)
 
-        _for_all({**self.trained, **self.tested}, set_up)
+        for_all({**self.trained, **self.tested}, set_up_and_look)
         train = {category: module.train_data for category, module in self.trained.items()}
         if self.shots is not None:
             train = self._drawn(train, self.shots)
@@ -246,8 +210,8 @@ class MultiCategory(AnomalibDataModule):
 
     def _drawn(self, train: dict[str, AnomalibDataset], shots: int) -> dict[str, AnomalibDataset]:
         """Draw the few images of each category; fewer shots are among more, so that their numbers compare."""
-        if few := [f"{len(images)} of {category}" for category, images in train.items() if len(images) < shots]:
-            msg = f"shots={shots} are more normal images than there are: {', '.join(few)}."
+        if few := [f"{category} has {len(images)}" for category, images in train.items() if len(images) < shots]:
+            msg = f"shots={shots} normal images of each category, but {', '.join(few)}."
             raise DataError(msg)
         drawn = {}
         for category, images in train.items():
@@ -273,159 +237,3 @@ class MultiCategory(AnomalibDataModule):
             collate_fn=self.external_collate_fn or self.train_data.collate_fn,
             drop_last=len(self.train_data) >= self.train_batch_size * processes,
         )
-
-
-def _modules(sources: Iterable[Source], common: dict[str, Any]) -> dict[str, AnomalibDataModule]:
-    """Build a data module for each category.
-
-    Raises:
-        ValueError: Unknown data modules or categories, or arguments that do not fit; all are named at once.
-    """
-    sources = list(sources)
-    modules: dict[str, AnomalibDataModule] = {}
-    faults = []
-    names = Counter(source.name or source.source for source in sources)
-    faults += [f"several sources are called {name}: give each a name" for name, count in names.items() if count > 1]
-    faults += [
-        f"a source cannot be called {name}: / stands between source and category" for name in names if "/" in name
-    ]
-    for source in sources:
-        try:
-            kind = _kind_of(source.source)
-            wanted, wrong = _categories_of(source, kind)
-        except ValueError as fault:
-            faults.append(str(fault))
-            continue
-        faults += wrong
-        for category in wanted:
-            label = f"{source.name or source.source}/{category}" if len(sources) > 1 else category
-            try:
-                modules[label] = _build(kind, source, category, common)
-            except (TypeError, ValueError) as fault:
-                faults.append(f"{label}: {fault}")
-    if MEAN in modules and len(modules) > 1:
-        faults.append(f"a category cannot be called {MEAN}, as the mean over the categories is")
-    if faults:
-        raise ValueError(_listed(faults))
-    return modules
-
-
-def _kind_of(name: str) -> type[AnomalibDataModule]:
-    """Find a data module by its name in anomalib, or by its full path."""
-    module, _, short = name.rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module) if module else anomalib.data, short, None)
-    except ImportError:
-        kind = None
-    place = "anomalib.data.datamodules.image"
-    if inspect.isclass(kind) and issubclass(kind, AnomalibDataModule) and kind is not MultiCategory:
-        home = kind.__module__
-        if home.startswith(place) or not home.startswith("anomalib."):
-            return kind
-    known = [kind.__name__ for kind in AnomalibDataModule.__subclasses__() if kind.__module__.startswith(place)]
-    msg = f"there is no image data module {name}; anomalib has {', '.join(sorted(set(known)))}"
-    raise ValueError(msg)
-
-
-def categories_of(kind: type[AnomalibDataModule]) -> list[str]:
-    """List the categories of a published data set; none where a data module takes any folder."""
-    home = importlib.import_module(kind.__module__.replace(".datamodules.", ".datasets."))
-    return list(getattr(home, "CATEGORIES", ()))
-
-
-def _categories_of(source: Source, kind: type[AnomalibDataModule]) -> tuple[list[str], list[str]]:
-    """Find the categories of a source, and what is wrong with them."""
-    arguments = inspect.signature(kind).parameters
-    if "category" not in arguments and "name" not in arguments:
-        return [source.source.rpartition(".")[2]], []  # the data set is one category
-    root = Path(source.root or arguments["root"].default or ".")
-    there = [path for path in root.iterdir() if _is_folder(path)] if root.is_dir() else []
-    known = categories_of(kind)
-    if known:
-        # Some data sets have their categories one folder further down: Visa in visa_pytorch, RealIAD in realiad_256.
-        below = [path for folder in there for path in (folder / name for name in known) if _is_folder(path)]
-        split = [path for path in there if any(_is_folder(path / part) for part in ("train", "test"))]
-        there = [path for path in there if path.name in known] + below + split
-    folders = sorted({path.name for path in there})
-    if source.categories == "all":
-        missing = [name for name in known if name not in folders]
-        if missing and set(folders) & set(known):
-            rank_zero_warn(f"all: the categories {', '.join(missing)} of {source.source} are not in {root}.")
-        found = folders or known
-        return found, [] if found else [f"there are no folders of categories in {root}"]
-    wanted = [source.categories] if isinstance(source.categories, str) else list(source.categories)
-    wrong = [name for name in wanted if name not in known and name not in folders]
-    if not wanted:
-        return [], [f"no categories of {source.source} are asked for"]
-    if wrong:
-        names = ", ".join(folders or sorted(known)) or "nothing"
-        hint = "; several are given as a list, '[one, other]'" if any("," in name for name in wrong) else ""
-        return [], [f"{source.source} in {root} has no category {', '.join(wrong)}; there is {names}{hint}"]
-    return wanted, []
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def _build(kind: type[AnomalibDataModule], source: Source, category: str, common: dict[str, Any]) -> AnomalibDataModule:
-    """Build the data module of one category."""
-    known = inspect.signature(kind).parameters
-    given = {name: value for name, value in common.items() if value is not None and name in known}
-    ignored = [name for name, value in common.items() if value is not None and name not in known]
-    if splits := [name for name in ignored if name.endswith(("mode", "ratio"))]:
-        msg = f"{kind.__name__} has no {', '.join(splits)}"
-        raise ValueError(msg)
-    if source.root is not None:
-        given["root"] = source.root
-    if "category" in known:
-        given["category"] = category
-    elif "name" in known:
-        given |= {"name": category, "root": Path(source.root or ".", category)}
-    if taken := sorted(source.arguments.keys() & given.keys() & {"category", "name", "root"}):
-        msg = f"{', '.join(taken)} cannot be among the arguments: give root and categories of the source"
-        raise ValueError(msg)
-    return kind(**{**given, **source.arguments})
-
-
-def _chosen(
-    wanted: dict[str, list[str] | str | None], modules: dict[str, AnomalibDataModule]
-) -> Iterator[dict[str, AnomalibDataModule]]:
-    """Choose categories for each argument, by their names or those of their sources; ``None`` chooses all.
-
-    Raises:
-        ValueError: A name is unknown; all are named at once.
-    """
-    sources = {label: label.partition("/")[0] for label in modules if "/" in label}
-    there = [*modules, *sorted(set(sources.values()))]
-    faults = []
-    chosen = {argument: [names] if isinstance(names, str) else names for argument, names in wanted.items()}
-    for argument, names in chosen.items():
-        unknown = [name for name in names or () if name not in there]
-        if unknown or names == []:
-            faults.append(f"{argument} must name categories or sources, got {', '.join(unknown) or 'none'}")
-    if faults:
-        raise ValueError(_listed([*faults, f"there are {', '.join(there)}"]))
-    for names in chosen.values():
-        own = set(modules if names is None else names)
-        yield {label: module for label, module in modules.items() if {label, sources.get(label)} & own}
-
-
-def _for_all(modules: dict[str, AnomalibDataModule], action: Callable[[AnomalibDataModule], None]) -> None:
-    """Do something to all data modules, and name all that it fails for.
-
-    Raises:
-        DataError: It failed.
-    """
-    faults = []
-    for category, module in modules.items():
-        try:
-            action(module)
-        except Exception as fault:
-            faults.append(f"{category}: {str(fault) or type(fault).__name__}")
-    if faults:
-        raise DataError(_listed(faults))
-
-
-def _listed(faults: list[str]) -> str:
-    return "The data do not fit:\n" + "\n".join(f"- {fault}" for fault in faults)

@@ -3,6 +3,7 @@
 
 """What is said of a data set before it is loaded; importing this imports neither torch nor anomalib."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,3 +28,32 @@ class Source:
     categories: list[str] | str = "all"
     arguments: dict[str, Any] = field(default_factory=dict)
     name: str = ""
+
+
+def given_sources(single: Source, sources: Sequence[Source] | None) -> Sequence[Source]:
+    """Find out which sources are meant where one may be given by itself, or several.
+
+    Args:
+        single: The one; its ``root`` may stay where it is one of the several.
+        sources: The several, or ``None``.
+
+    Raises:
+        ValueError: No sources, or both.
+    """
+    if sources is None:
+        return [single]
+    if not (sources and all(isinstance(one, Source) for one in sources)):
+        msg = f"sources must be one anomalib_inp.data.Source at least, and nothing else, got {sources}."
+        raise ValueError(msg)
+    if single.categories != "all":
+        msg = f"categories={single.categories} belong to one source: name them in each of sources."
+        raise ValueError(msg)
+    among = any(one.source == single.source and single.root in {None, one.root} for one in sources)
+    if not among and (single.root or single.arguments or single.source != Source.source):
+        there = ", ".join(f"{one.source} in {one.root}" for one in sources)
+        msg = (
+            f"source={single.source} in root={single.root} is none of the sources, {there}: give sources alone, each "
+            "with its root and arguments, or no sources."
+        )
+        raise ValueError(msg)
+    return sources

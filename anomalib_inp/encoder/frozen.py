@@ -139,9 +139,15 @@ class FrozenEncoder(nn.Module):
         key = (grid, table.dtype, table.device)
         if key not in self._positions:
             prefix = 0 if self.backbone.no_embed_class else self.backbone.num_prefix_tokens
-            resized = resize_positions(table[:, prefix:], grid)
-            self._positions[key] = torch.cat([table[:, :prefix], resized], dim=1).detach()
+            # On the CPU, so that all devices start from the same table to the last bit.
+            whole = table.detach().cpu()
+            resized = torch.cat([whole[:, :prefix], resize_positions(whole[:, prefix:], grid)], dim=1)
+            self._positions[key] = resized.to(table.device)
         return self._positions[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the resized tables behind: whoever unpickles may put the weights on another device."""
+        return {**self.__dict__, "_positions": {}}
 
     def train(self, mode: bool = True) -> "FrozenEncoder":
         """Stay in eval mode: a frozen encoder has no training mode."""

@@ -13,10 +13,10 @@ from anomalib.metrics import Evaluator
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 
-from anomalib_inp.data.subset import MEAN, Categories
-from anomalib_inp.evaluation.functional import FIELDS, seven_metrics
+from anomalib_inp.data.subset import MEAN, Subset
+from anomalib_inp.evaluation.functional import FIELDS, of_each, seven_metrics
 from anomalib_inp.evaluation.metrics import COLUMNS, check_values
-from anomalib_inp.evaluation.pixels import BinnedPixels, ExactPixels, of_each
+from anomalib_inp.evaluation.pixels import BinnedPixels, ExactPixels
 from anomalib_inp.evaluation.report import metrics_table, with_mean, write_metrics
 from anomalib_inp.evaluation.scores import ImageScores
 
@@ -44,13 +44,11 @@ class PaperEvaluator(Evaluator):
     def __init__(self, exact_images: int = EXACT_IMAGES) -> None:
         super().__init__()
         self.exact_images = exact_images
-        self.categories: Categories | None = None
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing, with the categories of the test images."""
-        self.categories = Categories.of_data(trainer, "test_data")
-        count = len(self.categories.names) if self.categories else 1
         pixels = ExactPixels if _num_images(trainer) <= self.exact_images else BinnedPixels
+        count = len(_categories(trainer))
         self.test_metrics = torch.nn.ModuleList([ImageScores(), pixels(count)]).to(pl_module.device)
         self.setup(trainer, pl_module, "test")  # where they are kept
 
@@ -67,17 +65,13 @@ class PaperEvaluator(Evaluator):
             check_values(batch, *fields)
         if batch.gt_label is None:
             return
-        categories = torch.zeros(len(batch.gt_label), dtype=torch.long)
-        counted = torch.ones(len(categories), dtype=torch.bool)
-        masked = counted
-        if self.categories is not None and self.categories.known(batch):
-            categories = self.categories.of(batch.image_path)
-            counted = self.categories.counted(batch.image_path, trainer)
-            masked = counted & torch.tensor(self.categories.has_masks)[categories]
-        categories, counted, masked = (values.to(batch.raw_score.device) for values in (categories, counted, masked))
+        belongs = Subset.from_trainer(trainer, "test").attach(batch)
+        device = batch.raw_score.device
+        categories, counted, masked = (values.to(device) for values in belongs[1:])
         scores, pixels = self.test_metrics
         if counted.any():
             scores.update(batch.raw_score[counted], batch.gt_label[counted], categories[counted])
+        masked = masked & counted
         if batch.gt_mask is not None and masked.any():
             maps = batch.raw_map.view(batch.gt_mask.shape)
             pixels.update(maps[masked], batch.gt_mask[masked], categories[masked])
@@ -87,8 +81,8 @@ class PaperEvaluator(Evaluator):
         del pl_module
         (scores, labels, categories), by_pixel = (metric.compute() for metric in self.test_metrics)
         self.test_metrics = torch.nn.ModuleList()  # a model that is saved now holds no maps
-        names = self.categories.names if self.categories else [""]
-        by_image = of_each(len(names), categories, lambda own: seven_metrics(scores[own], labels[own]))
+        names = _categories(trainer)
+        by_image = of_each(len(names), categories, lambda chosen: seven_metrics(scores[chosen], labels[chosen]))
         rows = {name: image | pixel for name, image, pixel in zip(names, by_image, by_pixel, strict=True)}
         if missing := [key for key in COLUMNS if not any(key in values for values in rows.values())]:
             logger.info("The test data have no ground truth for %s: left out.", ", ".join(missing))
@@ -109,6 +103,11 @@ class PaperEvaluator(Evaluator):
                 Console().print(metrics_table(results))
                 # Lightning's own table has a line for each metric of each category.
                 trainer.test_loop.verbose = len(rows) == 1
+
+
+def _categories(trainer: Trainer) -> list[str]:
+    """Name the categories of the test images; all are of one where the data do not say."""
+    return Subset.from_trainer(trainer, "test").names or [""]
 
 
 def _num_images(trainer: Trainer) -> int:

@@ -1,8 +1,9 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The seven metrics as functions of scores, labels, maps and masks."""
+"""The seven metrics as functions of scores, labels, maps and masks, and of counts of pixels."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +48,47 @@ def seven_metrics(
 def pixel_metrics(maps: Tensor, masks: Tensor) -> dict[str, float]:
     """Compute the four pixel metrics of maps ``(N, H, W)`` and masks ``(N, H, W)``."""
     return _computed(SimpleNamespace(raw_map=maps, gt_mask=masks), "pixel")
+
+
+def of_each(count: int, categories: Tensor, metrics: Callable[[Tensor], dict[str, float]]) -> list[dict[str, float]]:
+    """Compute metrics of what belongs to each category; one that nothing belongs to has none.
+
+    Args:
+        count: Number of categories.
+        categories: Number of the category of each image ``(N,)``.
+        metrics: Metrics of the images that are true in a mask ``(N,)``.
+    """
+    return [metrics(chosen) if chosen.any() else {} for chosen in (categories == number for number in range(count))]
+
+
+def metrics_of_counts(normal: Tensor, anomalous: Tensor, overlap: Tensor, limit: float = 0.3) -> dict[str, float]:
+    """Compute the four pixel metrics from counts in bins; values of one bin are ties.
+
+    Args:
+        normal: Normal pixels per bin ``(bins,)``, from the lowest value to the highest.
+        anomalous: Anomalous pixels per bin.
+        overlap: Mean over the regions of their share in each bin; sums to 1.
+        limit: False-positive rate where AUPRO's integration ends.
+
+    Returns:
+        AUROC, AP, F1-max and AUPRO in [0, 1]; nan where there are no normal or no anomalous pixels.
+    """
+    names = ("pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
+    if not normal.any() or not anomalous.any():
+        return dict.fromkeys(names, float("nan"))
+    used = ((normal > 0) | (anomalous > 0)).nonzero().flatten().flip(0)
+    false, true, covered = (counts[used].double().cumsum(0) for counts in (normal, anomalous, overlap))
+    start = false.new_zeros(1)
+    fpr, tpr, pro = (torch.cat([start, curve]) for curve in (false / false[-1], true / true[-1], covered))
+    precision = true / (true + false)
+    f1 = 2 * true / (true + false + true[-1])
+    # The curve up to the limit; its last piece is cut there.
+    end = int((fpr < limit).sum())
+    share = (limit - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
+    at_limit = pro[end - 1] + share * (pro[end] - pro[end - 1])
+    area = torch.trapezoid(torch.cat([pro[:end], at_limit.view(1)]), torch.cat([fpr[:end], start + limit]))
+    values = (torch.trapezoid(tpr, fpr), (precision * tpr.diff()).sum(), f1.max(), area / limit)
+    return {name: value.item() for name, value in zip(names, values, strict=True)}
 
 
 FIELDS = {"image": ("raw_score", "gt_label"), "pixel": ("raw_map", "gt_mask")}

@@ -3,15 +3,13 @@
 
 """Pixel metrics of many categories: exact, with every pixel kept, or from counts in bins, with none kept."""
 
-from collections.abc import Callable
-
 import torch
 from anomalib.utils.cv import connected_components_cpu
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from anomalib_inp.evaluation.functional import pixel_metrics
+from anomalib_inp.evaluation.functional import metrics_of_counts, of_each, pixel_metrics
 
 FRACTION_BITS = 10
 BINS = 2 ** (1 + 8 + FRACTION_BITS)
@@ -51,7 +49,9 @@ class ExactPixels(Metric):
         """Compute the metrics of each category; those without images have none."""
         categories = dim_zero_cat(self.categories)
         maps, masks = (dim_zero_cat(state).view(-1, *self.size.tolist()) for state in (self.maps, self.masks))
-        return of_each(self.num_categories, categories, lambda own: pixel_metrics(maps[own], masks[own].bool()))
+        return of_each(
+            self.num_categories, categories, lambda chosen: pixel_metrics(maps[chosen], masks[chosen].bool())
+        )
 
 
 class PixelCounts(Metric):
@@ -70,8 +70,8 @@ class PixelCounts(Metric):
     def count(self, bins: Tensor, masks: Tensor, categories: Tensor) -> None:
         """Add pixels, given as bins ``(B, H, W)`` and masks ``(B, H, W)``, of the categories ``(B,)``."""
         for number in categories.unique():
-            own = categories == number
-            mask, found = masks[own], bins[own]
+            chosen = categories == number
+            mask, found = masks[chosen], bins[chosen]
             self.normal[number] += torch.bincount(found[~mask], minlength=BINS)
             self.anomalous[number] += torch.bincount(found[mask], minlength=BINS)
 
@@ -103,10 +103,10 @@ class BinnedPixels(PixelCounts):
         regions = connected_components_cpu(masks.unsqueeze(1).int().cpu()).squeeze(1).to(masks.device).long()
         sizes = torch.bincount(regions.flatten())
         for number in categories.unique():
-            own = (categories == number).view(-1, 1, 1) & masks
-            shares = 1 / sizes[regions[own]].double()
-            self.overlap[number] += torch.bincount(bins[own], weights=shares, minlength=BINS)
-            self.regions[number] += len(regions[own].unique())
+            chosen = (categories == number).view(-1, 1, 1) & masks
+            shares = 1 / sizes[regions[chosen]].double()
+            self.overlap[number] += torch.bincount(bins[chosen], weights=shares, minlength=BINS)
+            self.regions[number] += len(regions[chosen].unique())
 
     def compute(self) -> list[dict[str, float]]:
         """Compute the metrics of each category; those without images have none."""
@@ -115,17 +115,6 @@ class BinnedPixels(PixelCounts):
             metrics_of_counts(normal, anomalous, overlap / regions) if (normal.any() or anomalous.any()) else {}
             for normal, anomalous, overlap, regions in states
         ]
-
-
-def of_each(count: int, categories: Tensor, metrics: Callable[[Tensor], dict[str, float]]) -> list[dict[str, float]]:
-    """Compute metrics of what belongs to each category; one that nothing belongs to has none.
-
-    Args:
-        count: Number of categories.
-        categories: Number of the category of each image ``(N,)``.
-        metrics: Metrics of the images that are true in a mask ``(N,)``.
-    """
-    return [metrics(own) if own.any() else {} for own in (categories == number for number in range(count))]
 
 
 def bin_of(values: Tensor) -> Tensor:
@@ -140,33 +129,3 @@ def lower_edge(bins: Tensor) -> Tensor:
     """Smallest value of a bin."""
     ordered = (bins - BINS // 2).int() << (23 - FRACTION_BITS)
     return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
-
-
-def metrics_of_counts(normal: Tensor, anomalous: Tensor, overlap: Tensor, limit: float = 0.3) -> dict[str, float]:
-    """Compute the four pixel metrics from counts in bins; values of one bin are ties.
-
-    Args:
-        normal: Normal pixels per bin ``(BINS,)``, from the lowest value to the highest.
-        anomalous: Anomalous pixels per bin.
-        overlap: Mean over the regions of their share in each bin; sums to 1.
-        limit: False-positive rate where AUPRO's integration ends.
-
-    Returns:
-        AUROC, AP, F1-max and AUPRO in [0, 1]; nan where there are no normal or no anomalous pixels.
-    """
-    names = ("pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO")
-    if not normal.any() or not anomalous.any():
-        return dict.fromkeys(names, float("nan"))
-    used = ((normal > 0) | (anomalous > 0)).nonzero().flatten().flip(0)
-    false, true, covered = (counts[used].double().cumsum(0) for counts in (normal, anomalous, overlap))
-    start = false.new_zeros(1)
-    fpr, tpr, pro = (torch.cat([start, curve]) for curve in (false / false[-1], true / true[-1], covered))
-    precision = true / (true + false)
-    f1 = 2 * true / (true + false + true[-1])
-    # The curve up to the limit; its last piece is cut there.
-    end = int((fpr < limit).sum())
-    share = (limit - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
-    at_limit = pro[end - 1] + share * (pro[end] - pro[end - 1])
-    area = torch.trapezoid(torch.cat([pro[:end], at_limit.view(1)]), torch.cat([fpr[:end], start + limit]))
-    values = (torch.trapezoid(tpr, fpr), (precision * tpr.diff()).sum(), f1.max(), area / limit)
-    return {name: value.item() for name, value in zip(names, values, strict=True)}

@@ -23,10 +23,10 @@ Rows = Mapping[str, Mapping[str, float]]
 
 def with_mean(rows: Rows) -> dict[str, dict[str, float]]:
     """Add the mean over the categories: of each metric, over those that have it."""
-    known = {
+    measured = {
         key: [values[key] for values in rows.values() if not math.isnan(values.get(key, math.nan))] for key in COLUMNS
     }
-    mean = {key: float(np.mean(values)) for key, values in known.items() if values}
+    mean = {key: float(np.mean(values)) for key, values in measured.items() if values}
     return {**{name: dict(values) for name, values in rows.items()}, MEAN: mean}
 
 

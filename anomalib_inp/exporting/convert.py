@@ -3,7 +3,6 @@
 
 """Makes exports: pre-processor, detector and post-processor as one graph."""
 
-import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -18,29 +17,38 @@ from torch import nn
 
 from anomalib_inp.files import replacing
 from anomalib_inp.frame import WHOLE_IMAGE
+from anomalib_inp.runtime.metadata import KEY, Metadata
+from anomalib_inp.thresholds.post_processor import InpPostProcessor
+from anomalib_inp.thresholds.scale import Scale
 
 if TYPE_CHECKING:
     import openvino
     from anomalib.models.components import AnomalibModule
-from anomalib_inp.runtime.metadata import KEY, Metadata
 
 OPSET = 18  # the first in which Resize knows antialiasing
 TRACE_SIZE = (224, 320)
+NO_SCALE = Scale(math.nan, math.nan, math.nan)
 
 
 def metadata_of(model: "AnomalibModule") -> Metadata:
-    """Read off a model what its exports say of themselves."""
+    """Read off a model what its exports say of themselves.
+
+    Raises:
+        ValueError: The model has another post-processor than ours.
+    """
     post, crop_box = model.post_processor, getattr(model.pre_processor, "crop_box", WHOLE_IMAGE)
     if post is None:
-        return Metadata(False, math.nan, 1.0, math.nan, 1.0, crop_box)
-    (image, image_span), (pixel, pixel_span) = (post.threshold_and_span(kind) for kind in ("image", "pixel"))
-    scales = (float(image), float(image_span), float(pixel), float(pixel_span))
-    normalized = post.enable_normalization and not math.isnan(scales[0])
-    categories = {
-        name: [image.threshold, image.span, pixel.threshold, pixel.span] for name, (image, pixel) in post.ranges.items()
-    }
+        return Metadata(False, NO_SCALE, NO_SCALE, crop_box)
+    if not isinstance(post, InpPostProcessor):
+        msg = (
+            f"ONNX and OpenVINO exports need an InpPostProcessor, got {type(post).__name__}: build or load the model "
+            "with post_processor=InpPostProcessor(), or with post_processor=False for raw scores."
+        )
+        raise ValueError(msg)  # noqa: TRY004 - a choice of the user, which the command line shows as one line
+    image, pixel = (Scale(*map(float, post.scale(kind))) for kind in ("image", "pixel"))
+    normalized = post.enable_normalization and not math.isnan(image.threshold)
     limits = (1 - post.image_sensitivity, 1 - post.pixel_sensitivity)
-    return Metadata(normalized, *scales, crop_box, categories, *limits)
+    return Metadata(normalized, image, pixel, crop_box, dict(post.ranges), *limits)
 
 
 def graph_of(model: "AnomalibModule") -> nn.Module:
@@ -68,7 +76,9 @@ def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = No
 
     Raises:
         ModuleNotFoundError: OpenVINO is not installed.
+        ValueError: The model has another post-processor than ours.
     """
+    metadata = metadata_of(model)
     if not module_available("openvino"):
         msg = "Exporting to OpenVINO needs the package openvino: pip install 'anomalib-inp[export]'."
         raise ModuleNotFoundError(msg, name="openvino")
@@ -85,7 +95,7 @@ def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = No
     converted.inputs[0].get_tensor().set_names({"input"})
     for output, name in zip(converted.outputs, names, strict=True):
         output.get_tensor().set_names({name})
-    converted.set_rt_info(json.dumps(metadata_of(model)._asdict()), KEY)
+    converted.set_rt_info(metadata.to_json(), KEY)
     return converted
 
 
@@ -112,7 +122,7 @@ def annotate_onnx(path: Path, metadata: Metadata) -> None:
     import onnx
 
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, {KEY: json.dumps(metadata._asdict())})
+    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
 

@@ -3,6 +3,7 @@
 
 """anomalib's export methods, for models whose exports must score an image as the model does."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torchmetrics import Metric
 
 from anomalib_inp.evaluation.metrics import AUROC
 from anomalib_inp.exporting import convert, quantization
+from anomalib_inp.runtime.metadata import Metadata
 
 
 class InpExport(ExportMixin):
@@ -33,11 +35,16 @@ class InpExport(ExportMixin):
                 parameter.requires_grad_(True)
 
     def to_onnx(self, export_root: Path | str, model_file_name: str = "model", *args: Any, **kwargs: Any) -> Path:
-        """Export to one ONNX file that carries our metadata; arguments as in anomalib."""
-        self._say_what_is_exported()
+        """Export to one ONNX file that carries our metadata; arguments as in anomalib.
+
+        Raises:
+            ValueError: The model has another post-processor than ours.
+        """
+        metadata = convert.metadata_of(self)
+        self._say_what_is_exported(metadata)
         options = {"opset_version": convert.OPSET, "external_data": False, "verbose": False, **kwargs}
         path = super().to_onnx(export_root, model_file_name, *args, **options)
-        convert.annotate_onnx(path, convert.metadata_of(self))
+        convert.annotate_onnx(path, metadata)
         return path
 
     def to_openvino(
@@ -59,14 +66,15 @@ class InpExport(ExportMixin):
 
         Raises:
             ModuleNotFoundError: A package for the export is not installed.
-            ValueError: INT8 without a data module, or a watch on images of one class.
+            ValueError: INT8 without a data module, a watch on images of one class, or another post-processor than ours.
         """
+        metadata = convert.metadata_of(self)
         compression_type = None if compression_type is None else CompressionType(compression_type)
         calibrated = compression_type in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
         # First what may be missing, then what takes time.
         images = quantization.calibration_images(datamodule) if calibrated else []
         items = quantization.validation_items(datamodule) if compression_type == CompressionType.INT8_ACQ else []
-        self._say_what_is_exported()
+        self._say_what_is_exported(metadata)
         model = convert.to_openvino(self, input_size, **(ov_kwargs or {}))
         if compression_type == CompressionType.INT8_PTQ:
             model = quantization.quantize(model, images, self.quantised)
@@ -78,14 +86,14 @@ class InpExport(ExportMixin):
         folder = Path(export_root) / "weights" / ExportType.OPENVINO.value
         return convert.save_openvino(model, folder / f"{model_file_name}.xml", half=compression_type is not None)
 
-    def _say_what_is_exported(self) -> None:
+    def _say_what_is_exported(self, metadata: Metadata) -> None:
         if self.post_processor is None:
             rank_zero_info(f"Exporting the map {self.model.map}, raw: the model has no post-processor.")
             return
-        category = getattr(self.post_processor, "category", None)  # anomalib's own has none
+        category = self.post_processor.category
         whose = f"the thresholds of {category}" if category else "the common thresholds"
         rank_zero_info(f"Exporting the map {self.model.map}, read by {whose}.")
-        if self.post_processor.image_threshold.isnan():
+        if math.isnan(metadata.image.threshold):
             rank_zero_warn(
                 "The model has no thresholds: the export gives raw scores, and labels and masks are always normal. "
                 "Set them by hand: anomalib-inp threshold CHECKPOINT, or model.post_processor.set_thresholds."

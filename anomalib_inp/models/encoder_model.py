@@ -12,7 +12,7 @@ from anomalib.metrics import Evaluator
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.nn import functional as F
@@ -33,6 +33,7 @@ from anomalib_inp.encoder.weights import build_encoder
 from anomalib_inp.evaluation.evaluator import PaperEvaluator
 from anomalib_inp.exporting.mixin import InpExport
 from anomalib_inp.frame import as_pair, resolve_sizes
+from anomalib_inp.models.registry import import_models
 from anomalib_inp.pictures.visualizer import InpVisualizer
 from anomalib_inp.preprocessing import InpPreProcessor
 from anomalib_inp.scoring.detector import Detector
@@ -40,6 +41,7 @@ from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.training.callbacks import training_callbacks
 from anomalib_inp.training.data_check import DataCheck
 from anomalib_inp.training.results_folder import SharedResultsFolder
+from anomalib_inp.training.training_data import TrainingData
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule as _Module
@@ -61,6 +63,12 @@ class EncoderModel(InpExport, _Module):
     """Name of the map that is shown unless another is asked for."""
     quantised: ClassVar[tuple[str, ...]] = ("encoder.backbone",)
     """Parts of the network whose linear layers INT8 may quantise."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Import the other models as well: anomalib finds those that exist as classes, whichever is imported first."""
+        super().__init_subclass__(**kwargs)
+        if issubclass(cls, LightningModule):  # a model itself, no base of models
+            import_models()
 
     def __init__(
         self,
@@ -144,7 +152,12 @@ class EncoderModel(InpExport, _Module):
 
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
-        return [*super().configure_callbacks(), SharedResultsFolder(), DataCheck(), *training_callbacks()]
+        checks = [SharedResultsFolder(), DataCheck()]
+        return [*super().configure_callbacks(), *checks, self.training_data(), *training_callbacks()]
+
+    def training_data(self) -> TrainingData:
+        """Say what stands in for the training images: nothing."""
+        return TrainingData()
 
     def prepare_data(self) -> None:
         """Look at the folder of the data before anomalib reads it."""

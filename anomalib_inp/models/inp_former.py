@@ -6,23 +6,17 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from anomalib.data import ImageBatch
 from anomalib.models.components import AnomalibModule
-from torch import Tensor
 
 from anomalib_inp.checkpoints.published import load_trained, take_apart
 from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.encoder.weights import read_weights
 from anomalib_inp.losses.objective import InpFormerObjective
-from anomalib_inp.models.trained_model import TrainedModel, num_images, source_of
+from anomalib_inp.models.trained_model import TrainedModel
 from anomalib_inp.networks.inp_former.network import InpFormerNetwork
-from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.scoring.readings import Reading, nearest_prototype_distance, reconstruction_error
 from anomalib_inp.training.recipe import SHORT, Recipe
-
-QUANTISED = ("encoder.backbone", "bottleneck", "decoder")
-"""The linear layers that see a thousand tokens, most of the work of both models."""
 
 INP_FORMER_MAPS: dict[str, list[Reading]] = {
     "reconstruction": [reconstruction_error],
@@ -60,7 +54,6 @@ class InpFormer(TrainedModel, AnomalibModule):
 
     recipes: ClassVar = {"published": Recipe(), "short": SHORT}
     default_map: ClassVar = "reconstruction"
-    quantised: ClassVar = QUANTISED
 
     def __init__(
         self,
@@ -84,12 +77,6 @@ class InpFormer(TrainedModel, AnomalibModule):
     def build_objective(self) -> InpFormerObjective:
         """Build the paper's loss."""
         return InpFormerObjective(self.coherence_weight, self.mining_power)
-
-    def training_step(self, batch: ImageBatch | PatchFeatures, *_: Any) -> Tensor:
-        """Reconstruct a batch of normal images."""
-        terms = self.reconstruction_terms(source_of(batch))
-        self.log_terms(terms, num_images(batch))
-        return terms["loss"]
 
     @classmethod
     def from_reference(cls, path: str | Path, **kwargs: Any) -> "InpFormer":

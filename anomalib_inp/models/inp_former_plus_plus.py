@@ -9,21 +9,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from anomalib.data import ImageBatch
 from anomalib.models.components import AnomalibModule
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from anomalib_inp.checkpoints.own import load_reconstruction
 from anomalib_inp.data.labelled import LabelledAnomalies
+from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly
 from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.losses.objective import InpFormerPlusPlusObjective
 from anomalib_inp.losses.segmentation import dice_loss
-from anomalib_inp.models.inp_former import QUANTISED
-from anomalib_inp.models.trained_model import TrainedModel, num_images, reconstruct, source_of
+from anomalib_inp.models.trained_model import TrainedModel, reconstruct
 from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.networks.inp_former.residual_head import SegmentationHead
-from anomalib_inp.outputs import PatchFeatures, PseudoBatch, full_precision
+from anomalib_inp.outputs import TrainingBatch, full_precision
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.scoring.readings import (
     Reading,
@@ -31,8 +30,8 @@ from anomalib_inp.scoring.readings import (
     cosine_and_length_error,
     nearest_prototype_distance,
 )
-from anomalib_inp.training.pseudo_batches import PseudoAnomalies
 from anomalib_inp.training.recipe import SHORT, Recipe, check_positive
+from anomalib_inp.training.training_data import TrainingData
 
 
 def plus_plus_maps(head: SegmentationHead | None) -> dict[str, list[Reading]]:
@@ -93,7 +92,6 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
 
     recipes: ClassVar = {"published": Recipe(learning_rate=5e-4), "short": SHORT}
     default_map: ClassVar = "fused"
-    quantised: ClassVar = QUANTISED
 
     def __init__(
         self,
@@ -131,9 +129,7 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
             msg = f"The map {map!r} shows the segmentation head, but head is false. Without one: map reconstruction."
             raise ValueError(msg)
         labelled = LabelledAnomalies(labelled_anomalies, labelled_seed)
-        pseudo = PseudoAnomalies(
-            labelled,
-            textures=pseudo_textures,
+        pseudo = PseudoAnomaly(
             probability=pseudo_probability,
             blend=pseudo_blend,
             threshold=pseudo_threshold,
@@ -150,6 +146,7 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         self.head_learning_rate = head_learning_rate
         self.labelled = labelled
         self.pseudo = pseudo
+        self.pseudo_textures = pseudo_textures
         if reconstruction is not None:
             load_reconstruction(self.model.network, reconstruction, self.pre_processor)
             self.model.network.requires_grad_(False)
@@ -175,17 +172,13 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         """What is trained of the reconstruction; nothing where it was taken over."""
         return [parameter for parameter in self.model.network.parameters() if parameter.requires_grad]
 
-    def training_step(self, batch: ImageBatch | PatchFeatures | PseudoBatch, *_: Any) -> Tensor:
-        """Reconstruct a batch of normal images, and segment pseudo-anomalies in the same images."""
-        normal, pseudo = batch if isinstance(batch, PseudoBatch) else (batch, None)
-        terms: dict[str, Tensor] = {}
-        if self.trained:
-            terms = self.reconstruction_terms(source_of(normal))
-        if pseudo is not None:
-            segmentation = self.segmentation_term(pseudo)
+    def loss_terms(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Reconstruct normal images, and segment pseudo-anomalies in the same images."""
+        terms = self.reconstruction_terms(batch.inputs) if self.trained else {}
+        if batch.pseudo is not None:
+            segmentation = self.segmentation_term(batch.pseudo)
             terms |= {"segmentation": segmentation, "loss": terms.get("loss", 0) + segmentation}
-        self.log_terms(terms, num_images(normal))
-        return terms["loss"]
+        return terms
 
     def segmentation_term(self, pseudo: ImageBatch) -> Tensor:
         """Compute the head's loss on pseudo-anomalous images; no gradient of it reaches the reconstruction."""
@@ -205,16 +198,10 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
             [group for group in groups if group["params"]], self.trainer.estimated_stepping_batches
         )
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Add what makes the head's images."""
-        # In this order: what is held out, what is cached, what stands beside it.
-        return [self.labelled, *super().configure_callbacks(), *([self.pseudo] if self.head is not None else [])]
-
-    def prepare_data(self) -> None:
-        """Look at the textures too, before anything is computed."""
-        super().prepare_data()
-        if self.trainer.training:
-            self.pseudo.find_textures()
+    def training_data(self) -> TrainingData:
+        """Say what stands in for the training images: beside them, or the cache, what the head learns from."""
+        pseudo = None if self.head is None else self.pseudo
+        return TrainingData(self.feature_cache, pseudo, self.pseudo_textures, self.labelled)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which labelled anomalies were trained on."""

@@ -10,16 +10,16 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from anomalib.data import ImageBatch
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from anomalib_inp.models.encoder_model import EncoderModel
-from anomalib_inp.outputs import PatchFeatures, Reconstruction, full_precision
+from anomalib_inp.outputs import PatchFeatures, Reconstruction, TrainingBatch, full_precision
 from anomalib_inp.training.feature_cache import CacheDtype, FeatureCache
 from anomalib_inp.training.recipe import Recipe
+from anomalib_inp.training.training_data import TrainingData
 
 
 class TrainedModel(EncoderModel):
@@ -27,6 +27,8 @@ class TrainedModel(EncoderModel):
 
     recipes: ClassVar[Mapping[str, Recipe]]
     """Recipes by name."""
+    quantised: ClassVar = ("encoder.backbone", "bottleneck", "decoder")
+    """Where the linear layers see a thousand tokens, most of the work."""
 
     def __init__(
         self,
@@ -89,17 +91,24 @@ class TrainedModel(EncoderModel):
         self.feature_cache = cache
         self.compile_training = compile
 
+    def training_step(self, batch: ImageBatch | TrainingBatch, *_: Any) -> Tensor:
+        """Compute the loss of a batch, and log each of its terms by its name."""
+        batch = TrainingBatch.of(batch)
+        terms = self.loss_terms(batch)
+        for name, term in terms.items():
+            shown = {"on_step": True, "prog_bar": True} if name == "loss" else {"on_step": False}
+            self.log(f"train_{name}", term.detach(), on_epoch=True, batch_size=batch.source.batch_size, **shown)
+        return terms["loss"]
+
+    def loss_terms(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Compute what a batch teaches: ``loss``, and the terms that it is made of."""
+        return self.reconstruction_terms(batch.inputs)
+
     def reconstruction_terms(self, source: Tensor | PatchFeatures) -> dict[str, Tensor]:
         """Compute the terms of the objective on normal images ``(B, 3, H, W)``, or on what a cache holds of them."""
         reconstruction = self._reconstruct(self.model.network, source)
         with full_precision(reconstruction.groups[0]):
             return self.objective(reconstruction.full_precision())
-
-    def log_terms(self, terms: Mapping[str, Tensor], batch_size: int) -> None:
-        """Log each term of the loss by its name."""
-        for name, term in terms.items():
-            shown = {"on_step": True, "prog_bar": True} if name == "loss" else {"on_step": False}
-            self.log(f"train_{name}", term.detach(), on_epoch=True, batch_size=batch_size, **shown)
 
     @cached_property
     def _reconstruct(self) -> Callable[[nn.Module, Tensor | PatchFeatures], Reconstruction]:
@@ -129,10 +138,9 @@ class TrainedModel(EncoderModel):
         for group in optimizer.param_groups if limit > 0 else ():
             clip(group["params"], limit)
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Add the feature cache."""
-        cache = [] if self.feature_cache is None else [self.feature_cache]
-        return [*super().configure_callbacks(), *cache]
+    def training_data(self) -> TrainingData:
+        """Say what stands in for the training images: what a cache holds of them, if there is one."""
+        return TrainingData(self.feature_cache)
 
 
 def reconstruct(network: nn.Module, source: Tensor | PatchFeatures) -> Reconstruction:
@@ -140,13 +148,3 @@ def reconstruct(network: nn.Module, source: Tensor | PatchFeatures) -> Reconstru
     if isinstance(source, PatchFeatures):
         return network.reconstruct(source.full_precision())
     return network(source)
-
-
-def source_of(batch: ImageBatch | PatchFeatures) -> Tensor | PatchFeatures:
-    """What the network makes a reconstruction of: images, or what a cache holds of them."""
-    return batch if isinstance(batch, PatchFeatures) else batch.image
-
-
-def num_images(batch: ImageBatch | PatchFeatures) -> int:
-    """Count the images of a batch."""
-    return len(batch.groups[0] if isinstance(batch, PatchFeatures) else batch.image)

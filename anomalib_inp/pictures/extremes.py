@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 from torch import distributed
 
+from anomalib_inp.data.subset import Subset
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
 from anomalib_inp.pictures.gallery import gallery
 from anomalib_inp.pictures.visualizer import InpVisualizer, short_name
@@ -59,22 +60,25 @@ class ExtremeResults(InpVisualizer):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep those images of a batch that are among the best or worst so far."""
-        del trainer, pl_module, outputs
-        table = self._known(batch)
+        del pl_module, outputs
+        belongs = Subset.from_trainer(trainer, "test").attach(batch)
         scores, maps = batch.raw_score.float().cpu(), batch.raw_map.float().cpu()
         for index, item in enumerate(batch):
-            sheet = self._shown.setdefault(table.name_of(item.image_path) if table else "", {})
+            if not belongs.counted[index]:
+                continue  # another process keeps it
+            sheet = self._shown.setdefault(belongs.names[index], {})
             for kind, (anomalous, sign) in self.KINDS.items():
                 shown, rank = sheet.setdefault(kind, []), sign * scores[index].item()
                 if bool(item.gt_label) != anomalous or (len(shown) == self.keep and rank <= shown[-1].rank):
                     continue
-                # Copies, so that the batch is not kept; an image that has a file is read from there.
+                # Copies, so that the batch is not kept; an image that has a file is read from there. On the CPU, where
+                # they take no room of the GPU and another process, with a GPU of its own, can be given them.
                 kept = ImageItem(
-                    image=(item.image[:, :1, :1] if item.image_path else item.image).clone(),
+                    image=(item.image[:, :1, :1] if item.image_path else item.image).cpu().clone(),
                     image_path=item.image_path,
                     mask_path=item.mask_path,
-                    gt_mask=None if item.gt_mask is None else item.gt_mask.clone(),
-                    gt_label=item.gt_label,
+                    gt_mask=None if item.gt_mask is None else item.gt_mask.cpu().clone(),
+                    gt_label=None if item.gt_label is None else item.gt_label.cpu(),
                     pred_score=scores[index].clone(),
                     anomaly_map=maps[index].clone(),
                 )
@@ -105,11 +109,10 @@ class ExtremeResults(InpVisualizer):
             for category, kinds in sheets.items()
             for kind, shown in kinds.items()
         ):
-            known = merged.setdefault(category, {}).setdefault(kind, [])
-            paths = {one.item.image_path for one in known} - {None}  # a sampler hands some images out twice
-            known += [one for one in shown if one.item.image_path not in paths]
-            known.sort(key=lambda one: -one.rank)
-            del known[self.keep :]
+            kept = merged.setdefault(category, {}).setdefault(kind, [])
+            kept += shown
+            kept.sort(key=lambda one: -one.rank)
+            del kept[self.keep :]
         return merged
 
     def _sheet(self, category: str, kinds: dict[str, list[_Shown]], crop_box: CropBox) -> Image.Image:

@@ -15,7 +15,7 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
-from anomalib_inp.data.subset import Categories
+from anomalib_inp.data.subset import Subset
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
 from anomalib_inp.pictures.strip import draw_result, place_mask, to_rgb
 from anomalib_inp.training.results_folder import results_folder
@@ -36,7 +36,6 @@ class InpVisualizer(ImageVisualizer):
         super().__init__(output_dir=output_dir)
         self.panel_height = panel_height
         self._root = Path()
-        self._categories: Categories | None = None
 
     def visualize(
         self,
@@ -67,10 +66,9 @@ class InpVisualizer(ImageVisualizer):
         raise TypeError(msg)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look up the results folder, and the categories of the images: several have folders of their own."""
+        """Look up the results folder."""
         super().setup(trainer, pl_module, stage)
         self._root = results_folder(trainer)
-        self._categories = Categories.of_data(trainer, "test_data")
 
     def on_test_batch_end(
         self,
@@ -81,7 +79,9 @@ class InpVisualizer(ImageVisualizer):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Save the strips of a tested batch; anomalib calls this for predicted batches as well.
+        """Save the strips of a tested batch, in a folder for each category where there are several.
+
+        anomalib calls this for predicted batches as well.
 
         Raises:
             ValueError: A picture would replace the image that it shows.
@@ -90,9 +90,9 @@ class InpVisualizer(ImageVisualizer):
         crop_box = getattr(getattr(pl_module, "pre_processor", None), "crop_box", WHOLE_IMAGE)
         output_dir = self.output_dir or self._root / "images"
         datamodule = getattr(trainer, "datamodule", None)
-        table = self._known(batch)
-        for index, item in enumerate(batch):
-            category = table.name_of(item.image_path) if table and len(table.names) > 1 else ""
+        subset = Subset.from_trainer(trainer, "test")
+        names = subset.attach(batch).names if len(subset.names) > 1 else [""] * len(batch)
+        for index, (item, category) in enumerate(zip(batch, names, strict=True)):
             # By now the batch holds what the model saw: without a file, the image is the crop itself.
             box, name = crop_box if item.image_path else WHOLE_IMAGE, short_name(item.image_path, category)
             strip = self._draw(item, box, name)
@@ -108,10 +108,6 @@ class InpVisualizer(ImageVisualizer):
                 msg = f"The picture would overwrite its own image {path}. Choose an output_dir outside the dataset."
                 raise ValueError(msg)
             strip.save(path)
-
-    def _known(self, batch: Any) -> Categories | None:
-        """The categories, if the images of a batch are among those that have one."""
-        return self._categories if self._categories is not None and self._categories.known(batch) else None
 
     def _draw(
         self,

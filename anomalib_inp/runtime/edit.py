@@ -3,18 +3,19 @@
 
 """Moves the thresholds of an exported model in place."""
 
-import json
+import math
 from pathlib import Path
 
 import numpy as np
 
 from anomalib_inp.files import replacing
 from anomalib_inp.runtime.metadata import KEY, LABELS, Metadata, read_metadata
+from anomalib_inp.thresholds.scale import Thresholds, move
 
 
 def set_thresholds(
     path: str | Path, image: float | None = None, pixel: float | None = None, category: str | None = None
-) -> Metadata:
+) -> Thresholds:
     """Move the thresholds of an exported model, in place; nothing else changes.
 
     Args:
@@ -24,34 +25,30 @@ def set_thresholds(
         category: Move those of this category, instead of those that are in the graph.
 
     Returns:
-        The new metadata, with the thresholds of the category.
+        What the export says now: the thresholds of the category, or those that are in the graph.
 
     Raises:
-        ValueError: Not an export of ours, an unknown category, or a threshold that is no finite number.
+        ValueError: Not an export of ours, one without thresholds, an unknown category, or a threshold that is no finite
+            number.
     """
     path = Path(path)
     exported = read_metadata(path)
-    metadata = exported if category is None else exported.of_category(category)
-    given = {"image": image, "pixel": pixel}
-    moved = {name: float(value) for name, value in given.items() if value is not None}
-    for name, value in moved.items():
-        if not np.isfinite(value) or np.isnan(getattr(metadata, f"{name}_threshold")):
-            msg = (
-                f"The {name} threshold must be a finite raw score and the model must have one already, got {value} "
-                f"for {getattr(metadata, f'{name}_threshold')}. A model exported without thresholds is exported anew."
-            )
-            raise ValueError(msg)
-    metadata = metadata._replace(**{f"{name}_threshold": value for name, value in moved.items()})  # type: ignore[arg-type]
-    move = _move_in_onnx if path.suffix == ".onnx" else _move_in_openvino
-    if moved and category is None:
-        move(path, moved, metadata)
-    elif moved and category is not None:
-        scales = [metadata.image_threshold, metadata.image_span, metadata.pixel_threshold, metadata.pixel_span]
-        move(path, {}, exported._replace(categories={**exported.categories, category: scales}))
-    return metadata
+    shown = exported if category is None else exported.of_category(category)
+    given = {kind: value for kind, value in (("image", image), ("pixel", pixel)) if value is not None}
+    if given and any(math.isnan(scale.threshold) for scale in (shown.image, shown.pixel)):
+        msg = f"A model exported without thresholds is exported anew: the graph of {path} has none that could be moved."
+        raise ValueError(msg)
+    first, second = move((shown.image, shown.pixel), image, pixel)
+    if given:
+        write = _write_onnx if path.suffix == ".onnx" else _write_openvino
+        if category is None:
+            write(path, given, exported._replace(image=first, pixel=second))
+        else:
+            write(path, {}, exported._replace(categories={**exported.categories, category: (first, second)}))
+    return Thresholds(first.threshold, second.threshold, exported.normalized, list(exported.categories))
 
 
-def _move_in_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
+def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
     import openvino
     from openvino import opset13
 
@@ -67,7 +64,7 @@ def _move_in_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -
             raise ValueError(_not_ours(path))
         constant = opset13.constant(np.array(signs[shift.get_type_name()] * value, dtype=np.float32))
         shift.input(1).replace_source_output(constant.output(0))
-    model.set_rt_info(json.dumps(metadata._asdict()), KEY)
+    model.set_rt_info(metadata.to_json(), KEY)
     weights = path.with_suffix(".bin")
     temporary = path.with_name(f".{path.stem}.tmp.xml")
     openvino.save_model(model, temporary, compress_to_fp16=False)
@@ -76,7 +73,7 @@ def _move_in_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -
     temporary.replace(path)
 
 
-def _move_in_onnx(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
+def _write_onnx(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
     import onnx
 
     model = onnx.load(path)
@@ -95,7 +92,7 @@ def _move_in_onnx(path: Path, moved: dict[str, float], metadata: Metadata) -> No
             graph.initializer.remove(tensor)
         graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, dtype=np.float32), constant))
         shift.input[1] = constant
-    onnx.helper.set_model_props(model, {KEY: json.dumps(metadata._asdict())})
+    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from anomalib_inp.frame import CropBox
+from anomalib_inp.thresholds.scale import Scale
 
 KEY = "anomalib_inp"
 LABELS = {"image": "pred_label", "pixel": "pred_mask"}
@@ -20,50 +21,60 @@ class Metadata(NamedTuple):
 
     Attributes:
         normalized: Whether scores and maps come out normalised (0.5 is the threshold) or raw.
-        image_threshold: Threshold of image scores.
-        image_span: Raw score that a margin of 1 stands for (see ``InpPostProcessor``).
-        pixel_threshold: Threshold of maps.
-        pixel_span: The same for maps.
+        image: Threshold of image scores, and the lowest and highest score of the validation images.
+        pixel: The same of maps.
         crop_box: The inspected part of the image.
-        categories: Of a model of several categories: threshold and span of scores, then of maps, of each.
+        categories: Of a model of several categories: the scales of image scores and of maps of each.
         image_limit: Normalised score above which an image is anomalous.
         pixel_limit: The same for maps.
     """
 
     normalized: bool
-    image_threshold: float
-    image_span: float
-    pixel_threshold: float
-    pixel_span: float
+    image: Scale
+    pixel: Scale
     crop_box: CropBox
-    categories: dict[str, list[float]] = {}
+    categories: dict[str, tuple[Scale, Scale]] = {}
     image_limit: float = 0.5
     pixel_limit: float = 0.5
 
+    @classmethod
+    def from_json(cls, text: str) -> "Metadata":
+        """Read what :meth:`to_json` has written, or the exports of before, which say spans instead of both ends."""
+        values = json.loads(text)
+        categories = values.pop("categories", {})
+        if "image_span" in values:
+            both = [Scale.of_span(values.pop(f"{kind}_threshold"), values.pop(f"{kind}_span")) for kind in LABELS]
+            scales = {name: (Scale.of_span(*four[:2]), Scale.of_span(*four[2:])) for name, four in categories.items()}
+        else:
+            both = [Scale(*values.pop(kind)) for kind in LABELS]
+            scales = {name: (Scale(*image), Scale(*pixel)) for name, (image, pixel) in categories.items()}
+        crop_box = CropBox(*values.pop("crop_box"))
+        return cls(image=both[0], pixel=both[1], crop_box=crop_box, categories=scales, **values)
+
+    def to_json(self) -> str:
+        """Write all of it down, scales as threshold, lowest and highest value."""
+        return json.dumps(self._asdict())
+
     def of_category(self, category: str) -> "Metadata":
-        """Take over the thresholds and spans of a category.
+        """Take over the scales of a category.
 
         Raises:
             ValueError: There are none.
         """
         if category not in self.categories:
-            known = ", ".join(self.categories) or "no categories"
-            msg = f"The model has no thresholds of the category {category!r}; it knows {known}."
+            present = ", ".join(self.categories) or "no categories"
+            msg = f"The model has no thresholds of the category {category!r}; it knows {present}."
             raise ValueError(msg)
-        image, image_span, pixel, pixel_span = self.categories[category]
-        return self._replace(image_threshold=image, image_span=image_span, pixel_threshold=pixel, pixel_span=pixel_span)
+        image, pixel = self.categories[category]
+        return self._replace(image=image, pixel=pixel)
 
     def to_raw(self, normalized: Any, kind: str = "image") -> np.ndarray:
         """Turn normalised scores (``kind="image"``) or map values (``"pixel"``) into raw ones."""
-        threshold, span = getattr(self, f"{kind}_threshold"), getattr(self, f"{kind}_span")
-        t = np.clip(2 * np.asarray(normalized, dtype=np.float64) - 1, -1 + 1e-7, 1 - 1e-7)
-        return t / np.sqrt(1 - t**2) * span + threshold
+        return getattr(self, kind).to_raw(normalized)
 
     def to_normalized(self, raw: Any, kind: str = "image") -> np.ndarray:
         """Turn raw scores (``kind="image"``) or map values (``"pixel"``) into normalised ones."""
-        threshold, span = getattr(self, f"{kind}_threshold"), getattr(self, f"{kind}_span")
-        margin = (np.asarray(raw, dtype=np.float64) - threshold) / span
-        return (1 + margin / np.sqrt(1 + margin**2)) / 2
+        return getattr(self, kind).normalise(raw)
 
 
 def read_metadata(path: str | Path) -> Metadata:
@@ -85,8 +96,7 @@ def read_metadata(path: str | Path) -> Metadata:
     if text is None:
         msg = f"{path} carries no metadata of anomalib-inp; export the model with anomalib export --model InpFormer."
         raise ValueError(msg)
-    values = json.loads(text)
-    return Metadata(**{**values, "crop_box": CropBox(*values["crop_box"])})
+    return Metadata.from_json(text)
 
 
 def _onnx_text(path: Path) -> str | None:

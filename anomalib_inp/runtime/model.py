@@ -84,9 +84,9 @@ class ExportedModel:
         results = {}
         for kind, name in (("image", "pred_score"), ("pixel", "anomaly_map")):
             raw = self._exported.to_raw(outputs[name], kind) if self._exported.normalized else outputs[name]
-            normalized = self.metadata.to_normalized(raw, kind)
+            scale, limit = getattr(self.metadata, kind), getattr(self.metadata, f"{kind}_limit")
+            normalized, results[LABELS[kind]] = scale.normalise_and_label(raw, limit)
             results[name] = (normalized if self._exported.normalized else raw).astype(np.float32)
-            results[LABELS[kind]] = normalized > getattr(self.metadata, f"{kind}_limit")
         return {**outputs, **results}
 
 

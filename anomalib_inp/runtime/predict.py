@@ -150,7 +150,7 @@ def predict(exported: ExportedModel, item: Item) -> Prediction:
     result, metadata = exported(read(item)), exported.metadata
     score, shown_map = float(result.pred_score[0]), result.anomaly_map[0, 0]
     raw_score, raw_map = score, shown_map
-    decides = not math.isnan(metadata.image_threshold)
+    decides = not math.isnan(metadata.image.threshold)
     if metadata.normalized:
         raw_score, raw_map = float(metadata.to_raw(score)), metadata.to_raw(shown_map, "pixel")
     elif decides:

@@ -1,36 +1,85 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Thresholds and ranges of each category, chosen by the rules of the post-processor."""
+"""Chooses scales on validation images: the best F1 where some are anomalous, quantiles where none is."""
 
 import math
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from anomalib.metrics import F1AdaptiveThreshold
-from torch import Tensor
+from anomalib.metrics import F1AdaptiveThreshold, MinMax
+from torch import Tensor, nn
+from torchmetrics import CatMetric, SumMetric
 
 from anomalib_inp.evaluation.pixels import PixelCounts, bin_of, lower_edge
 from anomalib_inp.evaluation.scores import ImageScores
+from anomalib_inp.thresholds.scale import Scale
+
+# A map is upsampled from patches and blurred: every fourth pixel in each direction holds what all hold.
+PIXEL_STRIDE = 4
 
 
-class Range(NamedTuple):
-    """Threshold of raw values, and the lowest and highest value that the validation images have."""
+class CommonScales(nn.Module):
+    """Collects what the scales of all images together are chosen from: every score and pixel is kept.
 
-    threshold: float
-    low: float
-    high: float
+    Args:
+        image_quantile: Without anomalous images: this quantile of the scores is the image threshold.
+        pixel_quantile: Without anomalous images: this quantile of the pixels is the pixel threshold.
+    """
 
-    @property
-    def span(self) -> float:
-        """Raw values that a margin of 1 stands for; the validation values lie within 2 of them."""
-        reach = max(self.high - self.threshold, self.threshold - self.low) / 2
-        return reach if reach > 0 else 1.0
+    def __init__(self, image_quantile: float, pixel_quantile: float) -> None:
+        super().__init__()
+        self.quantiles = (image_quantile, pixel_quantile)
+        fields = (["pred_score", "gt_label"], ["anomaly_map", "gt_mask"])
+        self.best_f1 = nn.ModuleList(F1AdaptiveThreshold(fields=pair, strict=False) for pair in fields)
+        self.ends = nn.ModuleList(MinMax(fields=pair[:1], strict=False) for pair in fields)
+        self.normal = nn.ModuleList(CatMetric(nan_strategy="error") for _ in fields)
+        self.anomalous = SumMetric()
+
+    def update(self, images: Any, compared: Any) -> None:
+        """Add a batch.
+
+        Args:
+            images: Raw scores ``(B,)`` and maps ``(B, ..., H, W)``, and labels unless all are normal.
+            compared: What of it the best F1 is sought on: of pixels, only those that have masks.
+        """
+        for metric in (*self.best_f1, *self.ends):
+            metric.update(compared)
+        labels = images.gt_label if images.gt_label is not None else torch.zeros_like(images.pred_score)
+        normal = labels == 0
+        self.anomalous.update((~normal).sum())
+        if normal.any():
+            scores, pixels = self.normal
+            scores.update(images.pred_score[normal])
+            pixels.update(images.anomaly_map[normal][..., ::PIXEL_STRIDE, ::PIXEL_STRIDE])
+
+    def compute(self) -> tuple[Scale, Scale, str] | None:
+        """Choose the scales of scores and of pixels, and say how; ``None`` without images."""
+        if anomalous := int(self.anomalous.compute()):
+            image, pixel = (self._best(*metrics) for metrics in zip(self.best_f1, self.ends, strict=True))
+            if not self.best_f1[1].update_called:
+                # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
+                pixel = pixel._replace(threshold=image.threshold)
+            return image, pixel, f"best F1 over {anomalous} anomalous and the normal validation images"
+        if not self.normal[0].update_called:
+            return None
+        found = [values.compute() for values in self.normal]
+        image, pixel = (
+            of_normal(quantile(values, share), values.min())
+            for values, share in zip(found, self.quantiles, strict=True)
+        )
+        how = "no anomalous validation images: quantile {} of the normal images' scores, {} of their pixels"
+        return image, pixel, how.format(*self.quantiles)
+
+    @staticmethod
+    def _best(best_f1: F1AdaptiveThreshold, ends: MinMax) -> Scale:
+        low, high = ends.compute() if ends.update_called else (math.nan, math.nan)
+        return Scale(best_f1.compute() if best_f1.update_called else math.nan, low, high)
 
 
-class CategoryRanges(PixelCounts):
-    """Collects what thresholds of many categories are chosen from.
+class CategoryScales(PixelCounts):
+    """Collects what the scales of many categories are chosen from.
 
     Scores are kept, pixels are counted in bins of 0.1 %: every process may see other categories.
 
@@ -63,36 +112,31 @@ class CategoryRanges(PixelCounts):
             masks = torch.zeros_like(maps)
         self.count(bin_of(maps), masks.bool(), categories)
 
-    def compute(self) -> list[tuple[Range, Range] | None]:
-        """Choose the ranges of scores and of pixels of each category; ``None`` for one without images."""
+    def compute(self) -> list[tuple[Scale, Scale] | None]:
+        """Choose the scales of scores and of pixels of each category; ``None`` for one without images."""
         scores, labels, categories = self.images.compute()
-        ranges = []
+        scales = []
         for number, (normal, anomalous) in enumerate(zip(self.normal, self.anomalous, strict=True)):
             own = categories == number
-            ranges.append(self._choose(scores[own], labels[own], normal, anomalous) if own.any() else None)
-        return ranges
+            scales.append(self._choose(scores[own], labels[own], normal, anomalous) if own.any() else None)
+        return scales
 
-    def reset(self) -> None:
-        """Forget all images."""
-        super().reset()
-        self.images.reset()
-
-    def _choose(self, scores: Tensor, labels: Tensor, normal: Tensor, anomalous: Tensor) -> tuple[Range, Range]:
+    def _choose(self, scores: Tensor, labels: Tensor, normal: Tensor, anomalous: Tensor) -> tuple[Scale, Scale]:
         used = ((normal > 0) | (anomalous > 0)).nonzero().flatten()
         if not labels.any():
-            image = _of_normal(quantile(scores, self.image_quantile).item(), scores.min().item())
+            image = of_normal(quantile(scores, self.image_quantile).item(), scores.min().item())
             share = normal.cumsum(0) / normal.sum()
             highest = int((share >= self.pixel_quantile).nonzero()[0])
-            return image, _of_normal(_edge(highest + 1), _edge(used[0]))
+            return image, of_normal(_edge(highest + 1), _edge(used[0]))
         best_f1 = F1AdaptiveThreshold(fields=("pred_score", "gt_label"))
         best_f1.update(SimpleNamespace(pred_score=scores, gt_label=labels.long()))
-        image = Range(best_f1.compute().item(), scores.min().item(), scores.max().item())
+        image = Scale(best_f1.compute().item(), scores.min().item(), scores.max().item())
         if not anomalous.any():
             # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
             return image, image._replace(low=min(image.low, _edge(used[0])) if len(used) else image.low)
         true, false = (counts.flip(0).cumsum(0).flip(0).double() for counts in (anomalous, normal))
         f1 = (2 * true / (true + false + true[0]))[used]
-        return image, Range(_edge(used[f1.argmax()]), _edge(used[0]), _edge(used[-1] + 1))
+        return image, Scale(_edge(used[f1.argmax()]), _edge(used[0]), _edge(used[-1] + 1))
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
@@ -103,9 +147,9 @@ def quantile(values: Tensor, share: float) -> Tensor:
     return values.flatten().kthvalue(max(1, math.ceil(share * values.numel()))).values
 
 
-def _of_normal(threshold: float, lowest: float) -> Range:
-    """Range of normal values, which do not show how high anomalous ones go: as far above the threshold as below."""
-    return Range(threshold, lowest, 2 * threshold - lowest)
+def of_normal(threshold: Any, lowest: Any) -> Scale:
+    """Scale of normal values, which do not show how high anomalous ones go: as far above the threshold as below."""
+    return Scale(threshold, lowest, 2 * threshold - lowest)
 
 
 def _edge(number: int | Tensor) -> float:

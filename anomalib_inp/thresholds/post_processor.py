@@ -3,8 +3,6 @@
 
 """Thresholds and normalised scores, with and without anomalous validation images."""
 
-import math
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,14 +13,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torchmetrics import CatMetric
 
-from anomalib_inp.data.subset import Categories
-from anomalib_inp.thresholds.choose import CategoryRanges, Range, quantile
-from anomalib_inp.thresholds.scale import check_thresholds, margin_of
-
-# A map is upsampled from patches and blurred: every fourth pixel in each direction holds what all hold.
-PIXEL_STRIDE = 4
+from anomalib_inp.data.subset import Subset
+from anomalib_inp.thresholds.choose import CategoryScales, CommonScales
+from anomalib_inp.thresholds.scale import Scale, buffer_names, move
 
 
 class InpPostProcessor(PostProcessor):
@@ -33,11 +27,10 @@ class InpPostProcessor(PostProcessor):
     when the validation images are the test images.
 
     A normalised score lies between 0 and 1, and 0.5 is the threshold. anomalib's is a straight line, clamped: all
-    clearly anomalous images score 1.0, and their order is lost. Ours is ``(1 + m / sqrt(1 + m^2)) / 2`` of the margin
-    ``m = (raw - threshold) / span``, which never clamps, so that raw scores can be had back from it. ``span`` is chosen
-    so that the validation scores lie within ``m = -2`` (0.05) and ``m = 2`` (0.95). Normal images alone do not show how
-    high anomalous scores go; then the lowest of them gives the span. Predictions keep the raw values as ``raw_score``
-    and ``raw_map`` as well.
+    clearly anomalous images score 1.0, and their order is lost. Ours never clamps, so that raw scores can be had back
+    from it (:class:`~anomalib_inp.thresholds.scale.Scale`). Normal images alone do not show how high anomalous scores
+    go; then the lowest of them says how steep it is. Predictions keep the raw values as ``raw_score`` and ``raw_map``
+    as well.
 
     Where the validation images are of several categories (``MultiCategory``), each category has thresholds and a
     normalisation of its own besides the common ones, since one threshold for all is wrong for most. An image whose
@@ -95,15 +88,13 @@ class InpPostProcessor(PostProcessor):
         )
         self.normal_image_quantile = normal_image_quantile
         self.normal_pixel_quantile = normal_pixel_quantile
-        self._normal_scores = CatMetric(nan_strategy="error")
-        self._normal_pixels = CatMetric(nan_strategy="error")
-        self._anomalous_images = 0
         self._source = ""
         self.per_category = per_category
         self.category = category
-        self.ranges: dict[str, tuple[Range, Range]] = {}
-        self._categories: Categories | None = None
-        self._category_ranges: CategoryRanges | None = None
+        self.ranges: dict[str, tuple[Scale, Scale]] = {}
+        self._subset = Subset()
+        self._common: CommonScales | None = None
+        self._category_ranges: CategoryScales | None = None
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
@@ -119,7 +110,7 @@ class InpPostProcessor(PostProcessor):
         super().load_checkpoint_config(config)
         self.category = self.category or config.get("category")
         ranges = config.get("ranges", {})
-        self.ranges = {name: (Range(*image), Range(*pixel)) for name, (image, pixel) in ranges.items()}
+        self.ranges = {name: (Scale(*image), Scale(*pixel)) for name, (image, pixel) in ranges.items()}
 
     def set_thresholds(
         self, image: float | None = None, pixel: float | None = None, category: str | None = None
@@ -131,61 +122,45 @@ class InpPostProcessor(PostProcessor):
         Raises:
             ValueError: A threshold is not a finite number, or the category is unknown.
         """
-        check_thresholds(image, pixel)
-        if category is not None:
-            ranges = self._ranges_of(category)
-            given = zip(ranges, (image, pixel), strict=True)
-            first, second = (old if new is None else old._replace(threshold=float(new)) for old, new in given)
-            self.ranges[category] = (first, second)
-            return
-        for name, value in (("image", image), ("pixel", pixel)):
-            if value is not None:
-                getattr(self, f"_{name}_threshold").fill_(value)
-        self._image_threshold.copy_(self.image_threshold)
-        self._pixel_threshold.copy_(self.pixel_threshold)
+        if category is None:
+            self._store(*move((self._common_scale("image"), self._common_scale("pixel")), image, pixel))
+        else:
+            self.ranges[category] = move(self._ranges_of(category), image, pixel)
+
+    def _common_scale(self, kind: str) -> Scale:
+        return Scale(*(getattr(self, name) for name in buffer_names(kind)))
+
+    def _store(self, image: Scale, pixel: Scale) -> None:
+        for kind, scale in (("image", image), ("pixel", pixel)):
+            for name, value in zip(buffer_names(kind), scale, strict=True):
+                getattr(self, name).fill_(value)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
     ) -> None:
         """Collect the raw scores and maps of a batch."""
-        outputs = self._counted(trainer, outputs)
+        del trainer, pl_module, args, kwargs
+        outputs = self._counted(outputs)
         if not len(outputs.pred_score):
             return
-        counted = self._collect_by_category(outputs)
-        super().on_validation_batch_end(trainer, pl_module, counted, *args, **kwargs)
-        if not self.enable_normalization:
-            # The range says how far a sensitivity moves the threshold, in raw scores too.
-            self._image_min_max_metric.update(counted)
-            self._pixel_min_max_metric.update(counted)
-        labels = outputs.gt_label if outputs.gt_label is not None else torch.zeros_like(outputs.pred_score)
-        normal = labels == 0
-        self._anomalous_images += int((~normal).sum())
-        if normal.any():
-            self._normal_scores.update(outputs.pred_score[normal])
-            self._normal_pixels.update(outputs.anomaly_map[normal][..., ::PIXEL_STRIDE, ::PIXEL_STRIDE])
+        compared = self._collect_by_category(outputs)
+        if self._common is not None:
+            self._common.update(outputs, compared)
 
-    def _counted(self, trainer: Trainer, outputs: Batch) -> Any:
-        """Leave out the images that another process counts."""
-        table = self._categories
-        if table is None or not table.known(outputs) or len(table) < trainer.world_size:
-            return outputs  # a process without any image would not take part in choosing
-        kept = table.counted(outputs.image_path, trainer)
-        if kept.all():
-            return outputs
-        fields = ("pred_score", "gt_label", "anomaly_map", "gt_mask")
-        values = {name: getattr(outputs, name) for name in fields}
-        values = {name: None if value is None else value[kept.to(value.device)] for name, value in values.items()}
-        paths = [path for path, own in zip(outputs.image_path, kept, strict=True) if own]
-        return SimpleNamespace(image_path=paths, **values)
+    def _counted(self, outputs: Batch) -> Any:
+        """Take of a batch what this process counts, with the places of the categories and what is masked."""
+        belongs, device = self._subset.attach(outputs), outputs.pred_score.device
+        counted = belongs.counted.to(device)
+        if len(self._subset) < self._subset.world_size:  # a process without any image would not take part in choosing
+            counted = torch.ones_like(counted)
+        values = {name: getattr(outputs, name) for name in ("pred_score", "gt_label", "anomaly_map", "gt_mask")}
+        values |= {"categories": belongs.indices.to(device), "masked": belongs.masked.to(device)}
+        return SimpleNamespace(**{name: None if value is None else value[counted] for name, value in values.items()})
 
-    def _collect_by_category(self, outputs: Batch) -> Any:
+    def _collect_by_category(self, outputs: Any) -> Any:
         """Collect a batch for the thresholds of the categories; returns what of it counts for the common ones."""
-        table = self._categories
-        if table is None or not table.known(outputs):
-            return outputs
-        categories = table.of(outputs.image_path).to(outputs.pred_score.device)
+        categories, masked = outputs.categories, outputs.masked
         labels = torch.zeros_like(categories) if outputs.gt_label is None else outputs.gt_label
-        masked = torch.tensor(table.has_masks, device=categories.device)[categories]
         maps, masks = outputs.anomaly_map, outputs.gt_mask
         for chosen, truth in ((masked, masks), (~masked, None)):
             if self._category_ranges is not None and chosen.any():
@@ -199,46 +174,29 @@ class InpPostProcessor(PostProcessor):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the thresholds."""
-        if self._categories is not None and self._category_ranges is not None:
-            found = zip(self._categories.names, self._category_ranges.compute(), strict=True)
-            chosen = {name: ranges for name, ranges in found if ranges is not None}
-            # Weights that have been trained since have no use for the ranges of other categories.
+        del pl_module
+        if self._category_ranges is not None:
+            found = zip(self._subset.names, self._category_ranges.compute(), strict=True)
+            chosen = {name: scales for name, scales in found if scales is not None}
+            # Weights that have been trained since have no use for the scales of other categories.
             self.ranges = chosen if trainer.state.fn == TrainerFn.FITTING else self.ranges | chosen
             self._category_ranges = None
-        counted = torch.tensor(self._anomalous_images, device=pl_module.device)
-        anomalous = int(trainer.strategy.reduce(counted, reduce_op="sum"))
-        if anomalous:
-            masks = self._pixel_threshold_metric.update_called
-            if not self.enable_normalization:
-                self._set_ranges()
-            super().on_validation_epoch_end(trainer, pl_module)
-            if not masks:
-                # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
-                self._pixel_threshold.copy_(self._image_threshold)
-        elif self._normal_scores.update_called:
-            self._set_from_normal("image", self._normal_scores.compute(), self.normal_image_quantile)
-            self._set_from_normal("pixel", self._normal_pixels.compute(), self.normal_pixel_quantile)
-        for metric in self.children():
-            metric.reset()
-        self._anomalous_images = 0
-        self._source = f"best F1 over {anomalous} anomalous and the normal validation images"
-        if not anomalous:
-            self._source = (
-                f"no anomalous validation images: quantile {self.normal_image_quantile} of the normal images' scores, "
-                f"{self.normal_pixel_quantile} of their pixels"
-            )
+        if self._common is not None and (common := self._common.compute()) is not None:
+            image, pixel, self._source = common
+            self._store(image, pixel)
+        self._common = None
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare for the categories of the validation images."""
-        self._categories = Categories.of_data(trainer, "val_data")
-        self._category_ranges = None
-        if names := self._with_thresholds(self._categories):
-            quantiles = (self.normal_image_quantile, self.normal_pixel_quantile)
-            self._category_ranges = CategoryRanges(len(names), *quantiles).to(pl_module.device)
+        """Prepare to choose, also for the categories of the validation images."""
+        self._subset = Subset.from_trainer(trainer, "val")
+        quantiles = (self.normal_image_quantile, self.normal_pixel_quantile)
+        self._common, self._category_ranges = CommonScales(*quantiles).to(pl_module.device), None
+        if names := self._with_thresholds(self._subset):
+            self._category_ranges = CategoryScales(len(names), *quantiles).to(pl_module.device)
 
-    def _with_thresholds(self, table: Categories | None) -> list[str]:
+    def _with_thresholds(self, subset: Subset) -> list[str]:
         """Which categories a validation gives thresholds of their own: of several, or one of several anew."""
-        names = table.names if table is not None and self.per_category else []
+        names = subset.names if self.per_category else []
         return names if len(names) > 1 or self.ranges else []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -261,7 +219,7 @@ class InpPostProcessor(PostProcessor):
         """Refuse to wait for the thresholds of a category that is not among the validation images."""
         if self.category is None:
             return
-        names = self._with_thresholds(Categories.of_data(trainer, "val_data"))
+        names = self._with_thresholds(Subset.from_trainer(trainer, "val"))
         kept = [] if trainer.state.fn == TrainerFn.FITTING else self.ranges
         if self.category not in {*names, *kept}:
             msg = (
@@ -292,8 +250,8 @@ class InpPostProcessor(PostProcessor):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look up the categories of the test images."""
         del pl_module
-        self._categories = Categories.of_data(trainer, "test_data") if self.ranges else None
-        if self._categories is not None and (unknown := set(self._categories.names) - self.ranges.keys()):
+        self._subset = Subset.from_trainer(trainer, "test")
+        if self.ranges and (unknown := set(self._subset.names) - self.ranges.keys()):
             rank_zero_warn(
                 f"There are no thresholds of {', '.join(sorted(unknown))}: labels and masks are by those of "
                 f"{self.category or 'all categories together'} and mean little. Choose some: anomalib validate."
@@ -309,77 +267,52 @@ class InpPostProcessor(PostProcessor):
         Without thresholds the values stay raw and there are no labels and masks.
         """
         batch.raw_score, batch.raw_map = batch.pred_score, batch.anomaly_map
-        categories: list[str | None] = [self.category] * len(batch.raw_score)
-        if self._categories is not None and self._categories.known(batch):
-            categories = [self._categories.name_of(path) for path in batch.image_path]
+        categories = [name or self.category for name in self._subset.attach(batch).names]
         if torch.isnan(self.image_threshold) and not self.ranges.keys() & set(categories):
             rank_zero_warn(
                 "There are no thresholds: scores stay raw, labels and masks are missing. Set them by hand: "
                 "anomalib-inp threshold CHECKPOINT, or model.post_processor.set_thresholds."
             )
             return
-        score, label = self._read(batch.raw_score, "image", *self._scales("image", categories))
-        scales = (scale.view(-1, *[1] * (batch.raw_map.ndim - 1)) for scale in self._scales("pixel", categories))
-        pixels, mask = self._read(batch.raw_map, "pixel", *scales)
+        score, pixels = torch.empty_like(batch.raw_score), torch.empty_like(batch.raw_map)
+        label, mask = (torch.empty_like(values, dtype=torch.bool) for values in (score, pixels))
+        for category in set(categories):
+            rows = torch.tensor([name == category for name in categories], device=score.device)
+            score[rows], label[rows] = self.normalise_and_label(batch.raw_score[rows], "image", category)
+            pixels[rows], mask[rows] = self.normalise_and_label(batch.raw_map[rows], "pixel", category)
         batch.update(pred_score=score, pred_label=label, anomaly_map=pixels, pred_mask=mask)
 
     def forward(self, predictions: InferenceBatch) -> InferenceBatch:
         """Post-process raw scores ``(B,)`` and maps ``(B, 1, h, w)``; without thresholds they pass unchanged."""
-        score, label = self._read(predictions.pred_score, "image", *self.threshold_and_span("image"))
-        pixels, mask = self._read(predictions.anomaly_map, "pixel", *self.threshold_and_span("pixel"))
+        score, label = self.normalise_and_label(predictions.pred_score, "image")
+        pixels, mask = self.normalise_and_label(predictions.anomaly_map, "pixel")
         return InferenceBatch(pred_score=score, pred_label=label, anomaly_map=pixels, pred_mask=mask)
 
-    def threshold_and_span(self, kind: str, category: str | None = None) -> tuple[Tensor, Tensor]:
-        """Threshold and span of raw scores (``kind="image"``) or map values (``"pixel"``); an unknown span is 1.
+    def normalise_and_label(self, raw: Tensor, kind: str, category: str | None = None) -> tuple[Tensor, Tensor]:
+        """Normalise raw values by their scale, and compare them with its threshold; see :meth:`scale`."""
+        limit = 1 - getattr(self, f"{kind}_sensitivity")
+        normalised, labels = self.scale(kind, category).normalise_and_label(raw, limit)
+        return normalised if self.enable_normalization else raw, labels
 
-        Those of the category, or of the one that was chosen for images of no known category, or the common ones.
+    def scale(self, kind: str, category: str | None = None) -> Scale:
+        """Scale of raw scores (``kind="image"``) or map values (``"pixel"``).
+
+        That of the category, or of the one that was chosen for images of no known category, or the common one.
 
         Raises:
             ValueError: There are no thresholds of the category that was chosen.
         """
-        common: Tensor = getattr(self, f"_{kind}_threshold")
         category = category if category in self.ranges else self.category
         if category is not None:
-            chosen = self._ranges_of(category)[kind == "pixel"]
-            return common.new_tensor(chosen.threshold), common.new_tensor(chosen.span)
-        low, high = getattr(self, f"{kind}_min"), getattr(self, f"{kind}_max")
-        reach = torch.maximum(high - common, common - low) / 2
-        return common, torch.where(reach > 0, reach, torch.ones_like(reach))
+            return self._ranges_of(category)[kind == "pixel"]
+        return self._common_scale(kind)
 
-    def _scales(self, kind: str, categories: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-        """Thresholds ``(B,)`` and spans ``(B,)`` of the images of these categories."""
-        known = {category: self.threshold_and_span(kind, category) for category in set(categories)}
-        thresholds, spans = zip(*(known[category] for category in categories), strict=True)
-        return torch.stack(thresholds), torch.stack(spans)
-
-    def _ranges_of(self, category: str) -> tuple[Range, Range]:
+    def _ranges_of(self, category: str) -> tuple[Scale, Scale]:
         if category not in self.ranges:
-            known = ", ".join(self.ranges) or "none: validate with MultiCategory"
-            msg = f"There are no thresholds of the category {category!r}; there are those of {known}."
+            present = ", ".join(self.ranges) or "none: validate with MultiCategory"
+            msg = f"There are no thresholds of the category {category!r}; there are those of {present}."
             raise ValueError(msg)
         return self.ranges[category]
-
-    def _read(self, raw: Tensor, kind: str, threshold: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise raw values and compare them with the threshold."""
-        missing = torch.isnan(threshold)
-        # Nothing exceeds infinity; whether something exceeds NaN is not the same in all runtimes.
-        margin = (raw - torch.where(missing, torch.full_like(threshold, math.inf), threshold)) / span
-        labels = margin > margin_of(1 - getattr(self, f"{kind}_sensitivity"))
-        if not self.enable_normalization:
-            return raw, labels
-        return torch.where(missing, raw, (1 + margin / (1 + margin**2).sqrt()) / 2), labels
-
-    def _set_ranges(self) -> None:
-        for kind in ("image", "pixel"):
-            low, high = getattr(self, f"_{kind}_min_max_metric").compute()
-            getattr(self, f"{kind}_min").copy_(low)
-            getattr(self, f"{kind}_max").copy_(high)
-
-    def _set_from_normal(self, name: str, values: Tensor, share: float) -> None:
-        threshold, lowest = quantile(values, share), values.min()
-        getattr(self, f"_{name}_threshold").copy_(threshold)
-        getattr(self, f"{name}_min").copy_(lowest)
-        getattr(self, f"{name}_max").copy_(2 * threshold - lowest)
 
     def _say_thresholds(self) -> None:
         common = f"image {self.image_threshold:.4f}, pixel {self.pixel_threshold:.4f}"

@@ -133,7 +133,7 @@ class DataCheck(Callback):
 
 
 def _check_splits(trainer: Trainer, subsets: Sequence[AnomalibDataset | None]) -> None:
-    """Compare the processes' images: without a seed, anomalib splits them otherwise in each.
+    """Compare the processes' images: without a seed, anomalib draws another split in each.
 
     Raises:
         DataError: They differ.
@@ -141,7 +141,7 @@ def _check_splits(trainer: Trainer, subsets: Sequence[AnomalibDataset | None]) -
     images = "\n".join(path for subset in subsets if subset is not None for path in subset.samples.image_path)
     mine = hashlib.blake2b(images.encode()).hexdigest()
     if not trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(mine) == mine):
-        msg = "The processes have split the images otherwise, each for itself. Give a seed: --data.seed 0"
+        msg = "Each process drew a different split of the images. Give a seed: --data.seed 0"
         raise DataError(msg)
 
 

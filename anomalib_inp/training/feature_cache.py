@@ -35,32 +35,29 @@ from anomalib_inp.files import cache_folder
 from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.preprocessing import InpPreProcessor
 from anomalib_inp.training.feature_file import DTYPES, is_complete, map_features, num_bytes, write_features
-from anomalib_inp.training.stand_in import DerivedDataset, DerivedDatasetCallback, images_of, train_data_of
 
 Store = Literal["memory", "disk"]
 CacheDtype = Literal["float32", "bfloat16"]
 STORES = ("memory", "disk")
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EISDIR)
-WITHOUT = "Train without a cache: --model.feature_cache off."
+WITHOUT_CACHE = "Train without a cache: --model.feature_cache off."
 
 
-class CachedFeatures(DerivedDataset):
+class CachedFeatures:
     """Patch features of a set of images.
 
     Args:
-        images: The images that the features are of.
-        source: The features ``(len(images), groups, N, D)``, or the file that holds them.
+        source: The features ``(images, groups, N, D)``, or the file that holds them.
         grid: Patch rows and columns ``(h, w)``.
     """
 
-    def __init__(self, images: AnomalibDataset, source: Tensor | Path, grid: tuple[int, int]) -> None:
-        super().__init__(images)
+    def __init__(self, source: Tensor | Path, grid: tuple[int, int]) -> None:
         self.source = source
         self.grid = grid
         self._mapped: Tensor | None = None
 
-    def __getitems__(self, indices: list[int]) -> PatchFeatures:
-        """Read the features of a batch; this is what ``DataLoader`` asks for."""
+    def __getitem__(self, indices: list[int]) -> PatchFeatures:
+        """Read the features of a batch."""
         if self._mapped is None:
             self._mapped = self.source if isinstance(self.source, Tensor) else map_features(self.source)
         return PatchFeatures([self._mapped[indices, group] for group in range(self._mapped.shape[1])], self.grid)
@@ -70,8 +67,8 @@ class CachedFeatures(DerivedDataset):
         return {**self.__dict__, "_mapped": None}
 
 
-class FeatureCache(DerivedDatasetCallback):
-    """Encodes the training images before the first step and puts their features in their place.
+class FeatureCache:
+    """Encodes the training images before the first step.
 
     Args:
         store: ``memory`` keeps the features in this process (in each of several); ``disk`` in a file that other
@@ -84,24 +81,31 @@ class FeatureCache(DerivedDatasetCallback):
     """
 
     def __init__(self, store: Store, dtype: CacheDtype = "float32", folder: str | Path | None = None) -> None:
-        for name, value, known in (("feature_cache", store, STORES), ("feature_cache_dtype", dtype, DTYPES)):
-            if value not in known:
+        for name, value, choices in (("feature_cache", store, STORES), ("feature_cache_dtype", dtype, DTYPES)):
+            if value not in choices:
                 off = "off, " if name == "feature_cache" else ""
-                msg = f"{name} must be one of {off}{', '.join(known)}, got {value!r}."
+                msg = f"{name} must be one of {off}{', '.join(choices)}, got {value!r}."
                 raise ValueError(msg)
         self.store = store
         self.dtype = dtype
         self.folder = cache_folder("features") if folder is None else Path(folder).expanduser()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Fill the cache, or find it filled.
+    def features_of(self, images: AnomalibDataset, trainer: Trainer, pl_module: LightningModule) -> CachedFeatures:
+        """Encode the images, or find their features kept.
 
         Raises:
-            DataError: The training images cannot be cached, or the cache is larger than the memory or the disk.
+            DataError: The images cannot be cached, or the cache is larger than the memory or the disk.
         """
-        if stage != "fit":
-            return
-        pre_processor, images = cacheable(trainer, pl_module)
+        pre_processor = pl_module.pre_processor
+        if not isinstance(pre_processor, InpPreProcessor):
+            msg = f"The feature cache needs an InpPreProcessor, got {type(pre_processor).__name__}. {WITHOUT_CACHE}"
+            raise DataError(msg)
+        if not is_repeatable(images.augmentations):
+            msg = (
+                f"The training images are augmented by {images.augmentations}, which may give other images in every "
+                f"epoch; cached features would freeze the first. Leave out --data.train_augmentations. {WITHOUT_CACHE}"
+            )
+            raise DataError(msg)
         encoder = pl_module.model.network.encoder
         rows, columns = (side // encoder.patch_size for side in pre_processor.crop_size)
         shape = (len(images), encoder.num_groups, rows * columns, encoder.embed_dim)
@@ -122,7 +126,7 @@ class FeatureCache(DerivedDatasetCallback):
                     "images": digest_of(images.samples),
                 }
                 source = self._write(shape, features, description)
-        trainer.datamodule.train_data = CachedFeatures(images, source, (rows, columns))
+        return CachedFeatures(source, (rows, columns))
 
     def _keep(self, shape: tuple[int, ...], features: Iterator[Tensor], processes: int) -> Tensor:
         size, memory = num_bytes(shape, self.dtype), _memory()
@@ -169,28 +173,6 @@ class FeatureCache(DerivedDatasetCallback):
                 )
                 raise DataError(msg) from error
         return path
-
-
-def cacheable(trainer: Trainer, pl_module: LightningModule) -> tuple[InpPreProcessor, AnomalibDataset]:
-    """Find what turns images into input, and the training images, if their features are the same in every epoch.
-
-    Raises:
-        DataError: They may not be, or the images are not those of a data module.
-    """
-    images, pre_processor = (
-        images_of(train_data_of(trainer, "The feature cache needs", WITHOUT)),
-        pl_module.pre_processor,
-    )
-    if not isinstance(pre_processor, InpPreProcessor):
-        msg = f"The feature cache needs an InpPreProcessor, got {type(pre_processor).__name__}. {WITHOUT}"
-        raise DataError(msg)
-    if not is_repeatable(images.augmentations):
-        msg = (
-            f"The training images are augmented by {images.augmentations}, which may give other images in every epoch; "
-            f"cached features would freeze the first. Leave out --data.train_augmentations. {WITHOUT}"
-        )
-        raise DataError(msg)
-    return pre_processor, images
 
 
 def encode(trainer: Trainer, pl_module: LightningModule, images: AnomalibDataset) -> Iterator[Tensor]:

@@ -42,28 +42,45 @@ class StableAdamW(Optimizer):
             with torch.enable_grad():
                 result = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in trained:
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = 0
+                    for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+                        state[name] = torch.zeros_like(parameter)
+                state["step"] += 1
+            # Those that were first trained at the same time have the same corrections: as a rule, all of them.
+            for step in {self.state[parameter]["step"] for parameter in trained}:
+                same = [parameter for parameter in trained if self.state[parameter]["step"] == step]
+                # A GPU waits longer for an operation to begin than it works on it; elsewhere, one tensor after the
+                # other takes less memory.
+                for parameters in [same] if same[0].is_cuda else [[parameter] for parameter in same]:
+                    self._update(parameters, step, group)
         return result
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
-                state[name] = torch.zeros_like(parameter)
-        state["step"] += 1
+    def _update(self, parameters: list[Tensor], step: int, group: dict[str, Any]) -> None:
+        """Update tensors that have taken the same number of steps, each operation for all of them."""
+        gradients = [parameter.grad for parameter in parameters]
+        means, squares, largest = (
+            [self.state[parameter][name] for parameter in parameters]
+            for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        )
         beta1, beta2 = group["betas"]
-        mean, square, largest = state["exp_avg"], state["exp_avg_sq"], state["max_exp_avg_sq"]
-        mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        torch.maximum(largest, square, out=largest)
+        torch._foreach_mul_(means, beta1)
+        torch._foreach_add_(means, gradients, alpha=1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        torch._foreach_maximum_(largest, squares)
 
-        correction1 = 1 - beta1 ** state["step"]
-        correction2 = 1 - beta2 ** state["step"]
-        denominator = (largest.sqrt() / correction2**0.5).add_(group["eps"])
-        surprise = torch.linalg.vector_norm(gradient / denominator) / gradient.numel() ** 0.5
-        step = mean / denominator / surprise.clamp(min=1.0)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.sub_(step, alpha=group["lr"] / correction1)
+        correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+        denominators = torch._foreach_sqrt(largest)
+        torch._foreach_div_(denominators, correction2**0.5)
+        torch._foreach_add_(denominators, group["eps"])
+        surprises = torch._foreach_norm(torch._foreach_div(gradients, denominators))
+        torch._foreach_div_(surprises, [gradient.numel() ** 0.5 for gradient in gradients])
+        torch._foreach_clamp_min_(surprises, 1.0)
+        steps = torch._foreach_div(means, denominators)
+        torch._foreach_div_(steps, surprises)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(parameters, steps, alpha=group["lr"] / correction1)

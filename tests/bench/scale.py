@@ -28,6 +28,7 @@ from anomalib_inp.outputs import Reconstruction
 from anomalib_inp.training.feature_cache import CachedFeatures
 from anomalib_inp.training.feature_file import write_features
 from anomalib_inp.training.recipe import Recipe
+from anomalib_inp.training.training_data import DerivedDataset
 
 NUMBERS = (1_000, 3_000, 10_000, 30_000, 100_000)
 GRID, DIM, HEADS = (7, 7), 384, 6
@@ -41,11 +42,11 @@ def train(number: int, path: Path) -> dict[str, float]:
     extractor, latent, decoder = parts
     objective, configured = InpFormerObjective(), Recipe().configure(parts.parameters(), 1000)
     optimizer = configured["optimizer"]
-    dataset = CachedFeatures(range(number), path, GRID)
-    loader = DataLoader(dataset, BATCH, shuffle=True, collate_fn=CachedFeatures.collate_fn)
+    dataset = DerivedDataset(range(number), CachedFeatures(path, GRID))
+    loader = DataLoader(dataset, BATCH, shuffle=True, collate_fn=dataset.collate_fn)
     times, start = [], time.perf_counter()
     for step, batch in enumerate(loader):
-        features = batch.full_precision()
+        features = batch.source.full_precision()
         prototypes = extractor(features.fused)
         loss = objective(Reconstruction(features, prototypes, decoder(latent(features.fused), prototypes)))["loss"]
         optimizer.zero_grad()

@@ -21,16 +21,18 @@ from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
 from anomalib.engine import Engine
+from anomalib.post_processing import PostProcessor
 from PIL import Image
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus
+from anomalib_inp.benchmarks.exports import export_all
 from anomalib_inp.exporting.convert import metadata_of
 from anomalib_inp.files import VARIABLE
 from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.runtime import edit
 from anomalib_inp.runtime.metadata import read_metadata
 from anomalib_inp.runtime.model import ExportedModel
-from anomalib_inp.thresholds.choose import Range
+from anomalib_inp.thresholds.scale import Scale, Thresholds
 
 # Height and width of the images; the model's are 64 x 96.
 IMAGES = {
@@ -275,9 +277,9 @@ def test_half_precision_is_half_as_large(exports: dict[str, Path]) -> None:
 def test_metadata_of_a_model(model: InpFormer) -> None:
     metadata, post = metadata_of(model), model.post_processor
     assert metadata.normalized
-    assert metadata.image_threshold == post.image_threshold
-    assert metadata.pixel_threshold == post.pixel_threshold
-    assert (metadata.image_span, metadata.pixel_span) == pytest.approx((SPANS["image"], SPANS["pixel"]), rel=1e-4)
+    assert metadata.image.threshold == post.image_threshold
+    assert metadata.pixel.threshold == post.pixel_threshold
+    assert (metadata.image.span, metadata.pixel.span) == pytest.approx((SPANS["image"], SPANS["pixel"]), rel=1e-4)
     assert metadata.crop_box == WHOLE_IMAGE
 
 
@@ -349,12 +351,15 @@ def check_moved_thresholds(path: Path, image: Path) -> None:
     names = files_below(path.parent)
     lower, upper = raw_score - 0.05, raw_score + 0.05
     low, high = np.quantile(raw_map, [0.3, 0.7])
-    values = {"image": metadata.image_threshold, "pixel": metadata.pixel_threshold}
+    values = {"image": metadata.image.threshold, "pixel": metadata.pixel.threshold}
     for moved in ({"image": upper}, {"pixel": low}, {"image": lower, "pixel": high}):
         values |= moved
-        returned = edit.set_thresholds(path, **moved)
-        assert returned == read_metadata(path)
-        assert returned == metadata._replace(image_threshold=values["image"], pixel_threshold=values["pixel"])
+        shown, returned = edit.set_thresholds(path, **moved), read_metadata(path)
+        assert shown == Thresholds(values["image"], values["pixel"], metadata.normalized, list(metadata.categories))
+        assert (returned.image.threshold, returned.pixel.threshold) == (values["image"], values["pixel"])
+        assert returned._replace(image=metadata.image, pixel=metadata.pixel) == metadata
+        for kind in ("image", "pixel"):
+            assert getattr(returned, kind).span == pytest.approx(getattr(metadata, kind).span, rel=1e-9)
         assert files_below(path.parent) == names
 
         after = predict_exported(ExportedModel(path), image)
@@ -401,11 +406,11 @@ def test_an_export_knows_the_thresholds_of_the_categories(
 ) -> None:
     post = model.post_processor
     (image, image_span), (pixel, pixel_span) = (
-        map(float, post.threshold_and_span(kind)) for kind in ("image", "pixel")
+        (float(post.scale(kind).threshold), float(post.scale(kind).span)) for kind in ("image", "pixel")
     )
     ranges = {
-        "low": (Range(image - image_span, 0, image), Range(pixel - pixel_span, 0, pixel)),
-        "high": (Range(image + image_span, image, image + 4 * image_span), Range(pixel + pixel_span, 0, pixel)),
+        "low": (Scale(image - image_span, 0, image), Scale(pixel - pixel_span, 0, pixel)),
+        "high": (Scale(image + image_span, image, image + 4 * image_span), Scale(pixel + pixel_span, 0, pixel)),
     }
     monkeypatch.setattr(post, "ranges", ranges)
     monkeypatch.setattr(post, "enable_normalization", normalized)
@@ -426,10 +431,12 @@ def test_an_export_knows_the_thresholds_of_the_categories(
     with pytest.raises(ValueError, match="no thresholds of the category 'nut'; it knows low, high"):
         ExportedModel(path, category="nut")
     before = read_metadata(path)
-    moved = edit.set_thresholds(path, image=0.125, category="low")
-    assert moved.image_threshold == 0.125
-    assert read_metadata(path).of_category("low") == moved._replace(categories=read_metadata(path).categories)
-    assert read_metadata(path)._replace(categories=before.categories) == before
+    shown, after = edit.set_thresholds(path, image=0.125, category="low"), read_metadata(path)
+    assert shown.image == after.of_category("low").image.threshold == 0.125
+    assert shown.pixel == after.of_category("low").pixel.threshold == before.of_category("low").pixel.threshold
+    assert after.of_category("low").pixel == before.of_category("low").pixel
+    assert after.categories["high"] == before.categories["high"]
+    assert after._replace(categories=before.categories) == before
 
 
 def test_an_export_is_read_by_the_category_that_was_chosen(
@@ -440,8 +447,8 @@ def test_an_export_is_read_by_the_category_that_was_chosen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     post = model.post_processor
-    image, pixel = (float(post.threshold_and_span(kind)[0]) for kind in ("image", "pixel"))
-    monkeypatch.setattr(post, "ranges", {"own": (Range(image / 2, 0, image), Range(pixel / 2, 0, pixel))})
+    image, pixel = (float(post.scale(kind).threshold) for kind in ("image", "pixel"))
+    monkeypatch.setattr(post, "ranges", {"own": (Scale(image / 2, 0, image), Scale(pixel / 2, 0, pixel))})
     monkeypatch.setattr(post, "category", "own")
     exported = ExportedModel(model.to_openvino(tmp_path))
     for name, theirs in expected.items():
@@ -454,7 +461,9 @@ def test_an_export_is_read_by_the_category_that_was_chosen(
 def test_looking_at_thresholds_writes_nothing(kind: str, model: InpFormer, exports: dict[str, Path]) -> None:
     files = sorted(exports[kind].parent.iterdir())
     before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
-    assert edit.set_thresholds(exports[kind]) == metadata_of(model)
+    scales = metadata_of(model)
+    assert edit.set_thresholds(exports[kind]) == Thresholds(scales.image.threshold, scales.pixel.threshold, True, [])
+    assert read_metadata(exports[kind]) == scales
     assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in files] == before
 
 
@@ -481,7 +490,7 @@ def test_without_thresholds_an_export_warns_and_gives_raw_scores(
 
     metadata = read_metadata(path)
     assert not metadata.normalized
-    assert np.isnan([metadata.image_threshold, metadata.pixel_threshold]).all()
+    assert np.isnan([metadata.image.threshold, metadata.pixel.threshold]).all()
     exported = ExportedModel(path)
     for name, theirs in expected.items():
         ours = predict_exported(exported, images[name])
@@ -503,7 +512,7 @@ def test_without_a_post_processor_an_export_gives_scores_and_maps(
     assert "raw: the model has no post-processor" in caplog.text
     exported = ExportedModel(path)
     assert not exported.metadata.normalized
-    assert np.isnan([exported.metadata.image_threshold, exported.metadata.pixel_threshold]).all()
+    assert np.isnan([exported.metadata.image.threshold, exported.metadata.pixel.threshold]).all()
     pixels = read_image(images["large.png"], as_tensor=True)[None]
     with torch.no_grad():
         expected = model.eval()(pixels)
@@ -512,6 +521,51 @@ def test_without_a_post_processor_an_export_gives_scores_and_maps(
     np.testing.assert_allclose(results.anomaly_map, expected.anomaly_map.numpy(), atol=TOLERANCE[kind], rtol=0)
     assert results.pred_label is None
     assert results.pred_mask is None
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino", *CompressionType])
+def test_another_post_processor_is_refused_before_anything_is_written(
+    kind: str, tiny_encoder_file: Path, tmp_path: Path
+) -> None:
+    model = build(InpFormer, tiny_encoder_file, image_size=64, post_processor=PostProcessor())
+    compressed = kind not in {"onnx", "openvino"}
+    engine = Engine(default_root_dir=tmp_path / "engine", accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.raises(ValueError, match="an InpPostProcessor, got PostProcessor: build or load the model with post_"):
+        engine.export(
+            model,
+            "openvino" if compressed else kind,
+            export_root=tmp_path / "export",
+            compression_type=kind if compressed else None,
+        )
+    assert files_below(tmp_path) == []
+
+
+def test_a_comparison_of_formats_refuses_another_post_processor(tiny_encoder_file: Path, tmp_path: Path) -> None:
+    model = build(InpFormer, tiny_encoder_file, image_size=64, post_processor=PostProcessor())
+    with pytest.raises(ValueError, match="need an InpPostProcessor"):
+        list(export_all(model, tmp_path / "finished.ckpt", [], tmp_path / "export"))
+    assert files_below(tmp_path) == []
+
+
+def test_torch_exports_with_another_post_processor_as_anomalib_does(
+    tiny_encoder_file: Path, images: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = PostProcessor()
+    for name, value in {"_image_threshold": 0.3, "image_min": 0.1, "image_max": 0.9, "_pixel_threshold": 0.2}.items():
+        getattr(post, name).fill_(value)
+    post.pixel_min.fill_(0.0)
+    post.pixel_max.fill_(2.0)
+    model = build(InpFormer, tiny_encoder_file, image_size=64, post_processor=post)
+    path = model.to_torch(tmp_path)
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    ours = TorchInferencer(path, device="cpu").predict(images["large.png"])
+    with torch.no_grad():
+        expected = model.eval()(read_image(images["large.png"], as_tensor=True)[None])
+    assert ours.pred_score.item() == pytest.approx(expected.pred_score.item(), abs=TOLERANCE["torch"])
+    np.testing.assert_allclose(ours.anomaly_map, expected.anomaly_map, atol=TOLERANCE["torch"], rtol=0)
+    raw = model.model(model.pre_processor(read_image(images["large.png"], as_tensor=True)[None])).pred_score.item()
+    line = min((raw - 0.3) / 0.8 + 0.5, 1)  # anomalib's normalisation
+    assert ours.pred_score.item() == pytest.approx(line, abs=TOLERANCE["torch"])
 
 
 def test_a_raw_export_has_the_labels_of_a_normalised_one(

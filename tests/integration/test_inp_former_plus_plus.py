@@ -3,24 +3,21 @@
 
 """INP-Former++ inside anomalib: what INP-Former does not have."""
 
-import pickle
 import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from anomalib.data import Folder, MVTecAD
+from anomalib.data import Folder
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from model_tester import ModelTester, engine
-from PIL import Image
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.models.registry import load_model
-from anomalib_inp.training.pseudo_batches import PseudoBatches
+from anomalib_inp.training.training_data import DerivedDataset
 
 MAPS = ("fused", "reconstruction", "segmentation", "prototype_distance", "nearest_prototype_distance")
 
@@ -34,7 +31,7 @@ class Seen(Callback):
         self.masks: list[torch.Tensor] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.normal.append(batch.normal.image.clone())
+        self.normal.append(batch.source.image.clone())
         self.pseudo.append(batch.pseudo.image.clone())
         self.masks.append(batch.pseudo.gt_mask.clone())
 
@@ -157,7 +154,7 @@ class TestInpFormerPlusPlus(ModelTester):
             engine(tmp_path, max_epochs=2, callbacks=[Record()], limit_val_batches=0).fit(
                 model(warmup_steps=1, **kwargs), datamodule=data
             )
-            assert not isinstance(data.train_data, PseudoBatches)  # given back
+            assert not isinstance(data.train_data, DerivedDataset)  # given back
             return values
 
         cached = losses(feature_cache=cache, feature_cache_dir=str(tmp_path / "cache"))
@@ -244,39 +241,6 @@ class TestInpFormerPlusPlus(ModelTester):
         engine(tmp_path).test(InpFormerPlusPlus.load_from_checkpoint(finished), datamodule=data)
         assert len(data.test_data) == 33
 
-    def test_a_second_training_forgets_nothing_of_the_first(self, model, datamodule, tmp_path: Path) -> None:
-        data, trained = datamodule(), model(labelled_anomalies=3)
-        run = engine(tmp_path, limit_val_batches=0)
-        run.fit(trained, datamodule=data)
-        first = set(trained.labelled.digests)
-        trained.labelled.seed = 1
-        engine(tmp_path, limit_val_batches=0).fit(trained, datamodule=data)
-        assert first < set(trained.labelled.digests)
-        assert len(data.test_data) == 36 - len(trained.labelled.digests)
-        assert pickle.loads(pickle.dumps(trained.labelled)).defects == []  # noqa: S301 - no pixels of them go along
-
-    def test_another_seed_draws_others(self, model, datamodule, tmp_path: Path) -> None:
-        data, drawn = datamodule(), []
-        for seed in (0, 1, 0):
-            trained = model(labelled_anomalies=3, labelled_seed=seed)
-            engine(tmp_path, limit_val_batches=0).fit(trained, datamodule=data)
-            assert len(data.test_data) == 33  # what the last model held out is back
-            drawn.append(set(trained.labelled.digests))
-        assert drawn[0] == drawn[2] != drawn[1]
-
-    def test_images_of_the_same_name_in_other_data_are_tested(
-        self, model, datamodule, data: Path, tmp_path: Path
-    ) -> None:
-        trained = model(labelled_anomalies=3)
-        engine(tmp_path, limit_val_batches=0).fit(trained, datamodule=datamodule())
-        copy = tmp_path / "copy" / "brick"
-        shutil.copytree(data / "brick", copy)
-        for path in copy.glob("test/*/*.png"):
-            Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-        others = MVTecAD(tmp_path / "copy", "brick", 8, 16, num_workers=0)
-        engine(tmp_path).test(trained, datamodule=others)
-        assert len(others.test_data) == 36
-
     def test_a_resumed_training_tests_on_neither_draw(self, model, datamodule, tmp_path: Path) -> None:
         run = engine(tmp_path, max_epochs=1, limit_val_batches=0)
         run.fit(model(labelled_anomalies=3), datamodule=datamodule())
@@ -290,83 +254,6 @@ class TestInpFormerPlusPlus(ModelTester):
         (finished,) = tmp_path.rglob("v1/**/finished.ckpt")
         engine(tmp_path).test(InpFormerPlusPlus.load_from_checkpoint(finished), datamodule=again)
         assert len(again.test_data) == 36 - len(both)
-
-    def labelled_folder(self, data: Path, folder: Path, count: int = 2) -> Path:
-        for part in ("images", "masks"):
-            (folder / part).mkdir(parents=True)
-        for index in range(count):
-            shutil.copy(data / f"brick/test/hole/{index:03}.png", folder / f"images/{index}.png")
-            shutil.copy(data / f"brick/ground_truth/hole/{index:03}_mask.png", folder / f"masks/{index}_mask.png")
-        return folder
-
-    def test_labelled_anomalies_of_a_folder(self, model, datamodule, data: Path, tmp_path: Path) -> None:
-        folder = self.labelled_folder(data, tmp_path / "labelled")
-        trained = model(labelled_anomalies=str(folder))
-        engine(tmp_path).fit(trained, datamodule=datamodule())
-        assert len(trained.labelled.defects) == 2
-        mask = np.asarray(Image.open(folder / "masks/0_mask.png")) > 0
-        share = trained.labelled.defects[0].mask.sum().item() / 64**2
-        assert share == pytest.approx(mask.mean(), rel=0.1)
-        # They are copies of test images, by other names: these are not tested on.
-        again = datamodule()
-        engine(tmp_path).test(trained, datamodule=again)
-        assert len(again.test_data) == 34
-
-    @pytest.mark.parametrize(
-        ("fault", "message"),
-        [
-            ("no mask", r"no mask for .*1\.png"),
-            ("empty mask", r"1\.png are empty"),
-            ("size", "another size"),
-            ("nothing", "found no image"),
-            ("16 bits", r"1\.png \(mode I;16"),
-            ("truncated", r"cannot be decoded, .*1\.png"),
-            ("same name", r"1\.jpg and .*1\.png belongs"),
-            ("two masks", r"1\.png has two masks"),
-        ],
-    )
-    def test_labelled_anomalies_that_cannot_be_used(
-        self, model, datamodule, data: Path, tmp_path: Path, fault: str, message: str
-    ) -> None:
-        folder = self.labelled_folder(data, tmp_path / "labelled")
-        mask = folder / "masks/1_mask.png"
-        if fault == "no mask":
-            mask.unlink()
-        elif fault == "nothing":
-            shutil.rmtree(folder / "images")
-        elif fault == "16 bits":
-            Image.fromarray(np.zeros((168, 168), dtype=np.uint16)).save(folder / "images/1.png")
-        elif fault == "truncated":
-            whole = (folder / "images/1.png").read_bytes()
-            (folder / "images/1.png").write_bytes(whole[: len(whole) // 2])
-        elif fault == "two masks":
-            shutil.copy(mask, folder / "masks/1.png")
-        elif fault == "same name":
-            Image.new("RGB", (168, 168)).save(folder / "images/1.jpg")
-        else:
-            side = 168 if fault == "empty mask" else 100
-            Image.fromarray(np.zeros((side, side), dtype=np.uint8)).save(mask)
-        with pytest.raises(DataError, match=message):
-            engine(tmp_path).fit(model(labelled_anomalies=str(folder)), datamodule=datamodule())
-
-    def test_the_smallest_defect_is_not_lost(self, model, datamodule, data: Path, tmp_path: Path) -> None:
-        folder = self.labelled_folder(data, tmp_path / "labelled", count=1)
-        for place in (0, 81, 167):
-            mask = np.zeros((168, 168), dtype=np.uint8)
-            mask[place, place] = 255
-            Image.fromarray(mask).save(folder / "masks/0_mask.png")
-            trained = model(labelled_anomalies=str(folder))
-            engine(tmp_path, limit_val_batches=0).fit(trained, datamodule=datamodule())
-            assert trained.labelled.defects[0].mask.sum() == 1
-
-    def test_drawing_from_images_without_anomalies(self, model, data: Path, tmp_path: Path) -> None:
-        normal = Folder("brick", "train/good", data / "brick", num_workers=0, train_batch_size=8)
-        with pytest.raises(DataError, match="Folder has no anomalous ones"):
-            engine(tmp_path).fit(model(labelled_anomalies=2), datamodule=normal)
-
-    def test_drawing_more_than_there_are(self, model, datamodule, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"leaves no anomalous image .* there are 24"):
-            engine(tmp_path).fit(model(labelled_anomalies=24), datamodule=datamodule())
 
     def test_data_without_masks(self, model, data: Path, tmp_path: Path) -> None:
         folder = Folder(

@@ -106,6 +106,7 @@ def run_imports(first: str) -> str:
         "import anomalib.models",
         "import anomalib, anomalib_inp",  # Neither imports torch.
         "from anomalib_inp import InpFormer",
+        "import anomalib_inp.models.inp_former_plus_plus",
         "import anomalib.models.image.inp_former",
         "import anomalib.engine",
     ],

@@ -119,10 +119,10 @@ def read_image(network: InpFormerNetwork, image: Tensor) -> dict[str, Tensor]:
     ours["nearest_inp_index"] = similarity.argmax(dim=-1)
     ours["distance_to_nearest_inp"] = prototype_distance(features.fused, prototypes)
     ours["coherence_loss"] = coherence_loss(features.fused, prototypes)
-    at_input = Smoothing(None, kernel_size=1)
+    at_input = Smoothing(None, kernel_size=1).to(image.device)
     for name, reading in READING.items():
         (read,) = INP_FORMER_MAPS[reading]
-        prediction = Detector(network, INP_FORMER_MAPS, reading, map_size=(256, 256))(image)
+        prediction = Detector(network, INP_FORMER_MAPS, reading, map_size=(256, 256)).to(image.device)(image)
         ours[f"{name}.map_at_input"] = at_input(read(reconstruction), tuple(image.shape[-2:]))
         ours[f"{name}.map_256_blurred"] = prediction.anomaly_map
         ours[f"{name}.image_score"] = prediction.pred_score
@@ -174,25 +174,30 @@ def precision(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def golden(golden_folder: Path, precision: str) -> Golden:
-    """Golden numbers of one folder in one precision, and ours."""
+def compute(folder: Path, precision: str, device: str = "cpu") -> Golden:
+    """Read the golden numbers of a folder, and compute ours on a device."""
     dtype = getattr(torch, precision)
-    meta = json.loads((golden_folder / "meta.json").read_text(encoding="utf-8"))
-    expected = load_file(golden_folder / "expected.safetensors")
-    inputs = {key: expected[key].to(dtype) for key in INPUTS}
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    expected = load_file(folder / "expected.safetensors")
+    inputs = {key: expected[key].to(device, dtype) for key in INPUTS}
     if dtype == torch.float64:
-        expected = load_file(golden_folder / "expected_float64.safetensors")
+        expected = load_file(folder / "expected_float64.safetensors")
     # Cast before anything is built, so that nothing passes through float32.
-    state = torch.load(golden_folder / "model.pth", weights_only=True)
+    state = torch.load(folder / "model.pth", weights_only=True)
     state = {key: value.to(dtype) for key, value in state.items()}
-    network = network_from_reference(state).eval()
+    network = network_from_reference(state).eval().to(device)
     with torch.no_grad():
         ours = read_image(network, inputs["image"])
         ours["few_shot.views_unshuffled"] = few_shot_views(inputs["few_shot.image"])
     ours["lr_schedule_1000_warmup100"] = schedule_alone(1000, 100)
     ours |= train(network, inputs["train.images"], meta["schedule_total_iters"], meta["schedule_warmup_iters"])
-    return Golden(meta, state, inputs, expected, ours)
+    return Golden(meta, state, inputs, expected, {key: value.cpu() for key, value in ours.items()})
+
+
+@pytest.fixture(scope="module")
+def golden(golden_folder: Path, precision: str) -> Golden:
+    """Golden numbers of one folder in one precision, and ours."""
+    return compute(golden_folder, precision)
 
 
 def compared(golden: Golden, family: Family) -> list[str]:
@@ -202,6 +207,16 @@ def compared(golden: Golden, family: Family) -> list[str]:
 def without_key_bias(values: Tensor, key: str) -> Tensor:
     """Leave out the key bias of the aggregation: its true gradient is zero, so that rounding noise trains it."""
     return values[values.shape[0] // 2 :] if key == "after_training.aggregation.0.attn.kv.bias" else values
+
+
+def error_of(golden: Golden, name: str, key: str, precision: str) -> float:
+    """Error of one number or tensor of a family."""
+    ours, expected = without_key_bias(golden.ours[key], key), without_key_bias(golden.expected[key], key)
+    assert ours.shape == expected.shape, key
+    if name == "learning rates" and precision == "float32":
+        ours, expected = ours.float(), expected.float()  # both are Python floats, last bits of float64 included
+    assert ours.dtype == expected.dtype, key
+    return FAMILIES[name].error(ours, expected)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -214,12 +229,7 @@ def test_numbers_of_the_reference(golden: Golden, precision: str, name: str) -> 
         assert name in FLOAT32_ONLY
         pytest.skip(f"expected_float64.safetensors has no {name}")
     for key in names:
-        ours, expected = without_key_bias(golden.ours[key], key), without_key_bias(golden.expected[key], key)
-        assert ours.shape == expected.shape, key
-        if name == "learning rates" and precision == "float32":
-            ours, expected = ours.float(), expected.float()  # both are Python floats, last bits of float64 included
-        assert ours.dtype == expected.dtype, key
-        error = family.error(ours, expected)
+        error = error_of(golden, name, key, precision)
         assert error <= tolerance, f"{key}: {family.error.__name__} {error:.2e} is above {tolerance:.0e}"
 
 

@@ -65,4 +65,4 @@ def test_thresholds_of_a_checkpoint_are_read(folder: Path) -> None:
         ("grass", EXPECTED["ranges"]["grass"][0][0], EXPECTED["ranges"]["grass"][1][0]),
     ):
         shown = checkpoint_edit.set_thresholds(folder / "finished.ckpt", category=category)
-        assert (shown["image"], shown["pixel"]) == pytest.approx((image, pixel), abs=1e-7)
+        assert (shown.image, shown.pixel) == pytest.approx((image, pixel), abs=1e-7)

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import RandomHorizontalFlip
 from anomalib_inp.data import MultiCategory, Source
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.sample import CATEGORIES
-from anomalib_inp.data.subset import Categories
+from anomalib_inp.data.subset import Subset
 from anomalib_inp.training.data_check import DataCheck
 
 
@@ -166,7 +166,7 @@ def test_all_faults_are_named_at_once(root: Path, own: Path) -> None:
     ("arguments", "message"),
     [
         ({"shots": 0}, "shots must be a number of normal images"),
-        ({"shots": 100}, "shots=100 are more normal images than there are: 8 of brick, 8 of grass, 8 of gravel"),
+        ({"shots": 100}, "shots=100 normal images of each category, but brick has 8, grass has 8, gravel has 8"),
         ({"sampling": "even"}, "sampling must be natural or balanced"),
         ({"categories": []}, "no categories of MVTecAD are asked for"),
         ({"train_on": ["nut"]}, "train_on must name categories or sources, got nut\n- there are brick"),
@@ -234,6 +234,15 @@ def test_validation_images_cannot_be_split_off_nothing(own: Path, folder: str) -
         message = "- grass: there are no normal training images, of which val_split_mode=from_train takes some; same_as"
         with pytest.raises(DataError, match=message):
             ready("MVTecAD", str(own), val_split_mode="from_train", val_split_ratio=0.25, **arguments)
+
+
+@pytest.mark.parametrize("mode", ["from_train", "from_test", "synthetic", "same_as_test"])
+def test_without_validation_all_images_are_for_training_and_test(root: Path, mode: str) -> None:
+    """Whoever asks for the split: the data module by default, or the arguments of its source."""
+    source = Source("MVTecAD", str(root), ["brick"], {"val_split_mode": mode, "val_split_ratio": 0.5})
+    data = MultiCategory(sources=(source,), num_workers=0).without_validation()
+    data.setup()
+    assert (len(data.train_data), len(data.test_data)) == (8, 10)
 
 
 def test_an_image_is_of_one_category(root: Path) -> None:
@@ -310,7 +319,7 @@ def test_mvtec_loco_is_read_with_all_masks_of_an_image(root: Path, tmp_path: Pat
     assert torch.equal(item.gt_mask, item.gt_mask.flip(-1))
     assert item.gt_mask.any()
     assert item.mask_path is None  # the visualizer draws the masks themselves, not the first file
-    assert Categories(data.test_data.samples).has_masks == [True]
+    assert Subset(data.test_data.samples).has_masks == [True]
     (masks / "001.png").write_bytes(b"no image")
     data.trainer = SimpleNamespace(datamodule=data, strategy=SingleDeviceStrategy("cpu"))
     module = SimpleNamespace(pre_processor=None, model=None)

@@ -237,11 +237,11 @@ import sys, torch
 from anomalib.data import MVTecAD
 from torch.utils.data import DataLoader
 from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly
-from anomalib_inp.training.pseudo_batches import PseudoBatches
+from anomalib_inp.training.training_data import DerivedDataset
 
 data = MVTecAD(sys.argv[1], "brick", num_workers=0)
 data.setup()
-dataset = PseudoBatches(data.train_data, PseudoAnomaly(probability=1))
+dataset = DerivedDataset(data.train_data, pseudo_anomaly=PseudoAnomaly(probability=1))
 batches = lambda: DataLoader(dataset, batch_size=4, num_workers=2, collate_fn=dataset.collate_fn)
 epoch = lambda: torch.cat([batch.pseudo.gt_mask for batch in batches()]).flatten(1)
 runs = []

@@ -6,7 +6,8 @@ import pytest
 import torch
 from reference_metrics import make_data, reference_seven
 
-from anomalib_inp.evaluation.pixels import BINS, BinnedPixels, ExactPixels, bin_of, lower_edge, metrics_of_counts
+from anomalib_inp.evaluation.functional import metrics_of_counts
+from anomalib_inp.evaluation.pixels import BINS, BinnedPixels, ExactPixels, bin_of, lower_edge
 
 
 def pixels_of(reference):

@@ -88,7 +88,7 @@ def test_scores_stay_close_and_the_rest_stays_as_it_was(model, data: Path, tmp_p
     assert np.corrcoef(scores)[0, 1] > 0.9
     assert scores[0] != scores[1]
     edit.set_thresholds(eight, image=0.2)
-    assert ExportedModel(eight).metadata.image_threshold == 0.2
+    assert ExportedModel(eight).metadata.image.threshold == 0.2
 
 
 def test_accuracy_is_watched(model, data: Path, tmp_path: Path) -> None:

@@ -78,6 +78,11 @@ def validate(post: InpPostProcessor, batches: list[ImageBatch], samples: DataFra
     return trainer
 
 
+def threshold_and_span(post: InpPostProcessor, kind: str, category: str) -> torch.Tensor:
+    scale = post.scale(kind, category)
+    return torch.tensor([float(scale.threshold), float(scale.span)])
+
+
 @pytest.fixture(params=[True, False], ids=["with anomalous images", "normal images only"])
 def images(request: pytest.FixtureRequest) -> dict[str, ImageBatch]:
     return make_images(request.param)
@@ -91,10 +96,9 @@ def test_each_category_has_the_thresholds_of_its_own_images(images: dict[str, Im
         alone = InpPostProcessor(normal_image_quantile=0.8, normal_pixel_quantile=0.9)
         validate(alone, [batch], None)
         assert alone.ranges == {}
-        own = post.threshold_and_span("image", name)
-        torch.testing.assert_close(torch.stack(own), torch.stack(alone.threshold_and_span("image")))
+        torch.testing.assert_close(*(threshold_and_span(each, "image", name) for each in (post, alone)))
         # pixels are counted in bins of 0.1 %
-        own, expected = (torch.stack(each.threshold_and_span("pixel", name)) for each in (post, alone))
+        own, expected = (threshold_and_span(each, "pixel", name) for each in (post, alone))
         if batch.gt_mask is None:  # how high its anomalous pixels go is not counted
             own, expected = own[0], expected[0]
         torch.testing.assert_close(own, expected, rtol=0.003, atol=0)
@@ -106,7 +110,7 @@ def test_pixels_of_normal_images_by_hand() -> None:
     validate(post, mixed(images), table_of(images))
     for name, batch in images.items():
         expected = batch.anomaly_map.flatten().kthvalue(round(0.9 * 8 * 64 + 0.49)).values.item()
-        assert post.threshold_and_span("pixel", name)[0].item() == pytest.approx(expected, rel=0.002)
+        assert post.scale("pixel", name).threshold == pytest.approx(expected, rel=0.002)
 
 
 def test_common_thresholds_leave_out_anomalous_images_without_masks() -> None:
@@ -114,7 +118,7 @@ def test_common_thresholds_leave_out_anomalous_images_without_masks() -> None:
     post, other = InpPostProcessor(), InpPostProcessor()
     validate(post, mixed(images), table_of(images))
     validate(other, [images["bolt"], images["nut"]], None)
-    assert post.threshold_and_span("pixel")[0] == other.threshold_and_span("pixel")[0]
+    assert post.scale("pixel").threshold == other.scale("pixel").threshold
 
 
 def test_images_are_read_by_the_thresholds_of_their_category(images: dict[str, ImageBatch]) -> None:

@@ -21,8 +21,9 @@ from anomalib_inp import InpFormer
 from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.runtime.metadata import Metadata
 from anomalib_inp.thresholds import post_processor
-from anomalib_inp.thresholds.post_processor import InpPostProcessor, quantile
-from anomalib_inp.thresholds.scale import margin_of
+from anomalib_inp.thresholds.choose import quantile
+from anomalib_inp.thresholds.post_processor import InpPostProcessor
+from anomalib_inp.thresholds.scale import Scale, margin_of
 
 # A threshold, a range and so a span that differ between images and pixels.
 IMAGE = {"threshold": 0.4, "min": 0.1, "max": 0.6}
@@ -49,6 +50,7 @@ def validate(post: InpPostProcessor, *batches: ImageBatch) -> None:
     )
     module = SimpleNamespace(device=torch.device("cpu"))
     post.on_validation_start(trainer, module)
+    post.on_validation_epoch_start(trainer, module)
     for index, batch in enumerate(batches):
         post.on_validation_batch_end(trainer, module, batch, batch, index)
     post.on_validation_epoch_end(trainer, module)
@@ -138,11 +140,11 @@ def test_with_anomalous_images_the_thresholds_are_anomalibs(seed: int, said: lis
         metric = F1AdaptiveThreshold(fields=fields)
         for batch in batches:
             metric.update(batch)
-        threshold, span = post.threshold_and_span(name)
-        assert threshold == metric.compute()
+        scale = post.scale(name)
+        assert scale.threshold == metric.compute()
         values = torch.cat([getattr(batch, fields[0]).flatten() for batch in batches])
         # Normal and anomalous values lie within margins of -2 and 2, and one of them is at the end.
-        assert ((values - threshold) / span).abs().max().item() == pytest.approx(2, abs=1e-5)
+        assert ((values - scale.threshold) / scale.span).abs().max().item() == pytest.approx(2, abs=1e-5)
     assert len(said) == 1
     assert "best F1 over 6 anomalous and the normal validation images" in said[0]
 
@@ -228,12 +230,11 @@ def test_order_is_kept_far_beyond_the_validation_range() -> None:
 @pytest.mark.parametrize("kind", ["image", "pixel"])
 def test_metadata_inverts_the_normalisation(kind: str) -> None:
     post = with_ranges()
-    (image, image_span), (pixel, pixel_span) = (
-        map(float, post.threshold_and_span(name)) for name in ("image", "pixel")
-    )
-    assert (image_span, pixel_span) == pytest.approx((IMAGE_SPAN, PIXEL_SPAN))
-    metadata = Metadata(True, image, image_span, pixel, pixel_span, WHOLE_IMAGE)
-    threshold, span = {"image": (image, image_span), "pixel": (pixel, pixel_span)}[kind]
+    image, pixel = (Scale(*map(float, post.scale(name))) for name in ("image", "pixel"))
+    assert (image.span, pixel.span) == pytest.approx((IMAGE_SPAN, PIXEL_SPAN))
+    metadata = Metadata(True, image, pixel, WHOLE_IMAGE)
+    scale = {"image": image, "pixel": pixel}[kind]
+    threshold, span = scale.threshold, scale.span
 
     raw = threshold + span * np.concatenate([np.linspace(-1.2, 0, 13), np.linspace(0.25, 30, 120)])
     result = process(post, raw)
@@ -245,7 +246,7 @@ def test_metadata_inverts_the_normalisation(kind: str) -> None:
 def test_an_unknown_span_is_one() -> None:
     post = InpPostProcessor()
     post.set_thresholds(image=0.25)
-    assert post.threshold_and_span("image") == (torch.tensor(0.25), torch.tensor(1.0))
+    assert (post.scale("image").threshold, post.scale("image").span) == (torch.tensor(0.25), torch.tensor(1.0))
     assert process(post, [1.0]).pred_score.item() == pytest.approx(0.8)
 
 

@@ -25,6 +25,7 @@ from anomalib_inp.data.sample import write_sample_data
 from anomalib_inp.files import VARIABLE
 from anomalib_inp.training import feature_cache
 from anomalib_inp.training.feature_cache import CachedFeatures
+from anomalib_inp.training.training_data import DerivedDataset
 
 Make = Callable[..., Any]
 
@@ -171,7 +172,7 @@ def test_another_process_that_fills_it_is_waited_for(model, datamodule, tmp_path
 def test_images_come_back_after_training(model, datamodule, tmp_path: Path) -> None:
     module = datamodule()
     train(model(feature_cache="memory"), module, tmp_path, max_epochs=1)
-    assert not isinstance(module.train_data, CachedFeatures)
+    assert not isinstance(module.train_data, DerivedDataset)
     assert module.train_data[0].image.shape[0] == 3
 
 
@@ -186,7 +187,7 @@ def test_images_come_back_after_an_interrupted_training(model, datamodule, tmp_p
     data = datamodule()
     with pytest.raises((error, SystemExit)):
         train(model(feature_cache="memory"), data, tmp_path, callbacks=[Interrupt()])
-    assert not isinstance(data.train_data, CachedFeatures)
+    assert not isinstance(data.train_data, DerivedDataset)
 
 
 def test_a_disk_that_fills_up_is_named_and_a_broken_image_is_not_taken_for_one(
@@ -255,8 +256,8 @@ def test_what_cannot_be_cached_is_refused(model, datamodule, tmp_path: Path) -> 
         train(model(feature_cache="memory", pre_processor=False), datamodule(), tmp_path)
 
 
-def cached(images: list[Any], source: torch.Tensor | Path) -> CachedFeatures:
-    return CachedFeatures(images, source, (2, 3))  # type: ignore[arg-type]
+def cached(images: list[Any], source: torch.Tensor | Path) -> DerivedDataset:
+    return DerivedDataset(images, CachedFeatures(source, (2, 3)))  # type: ignore[arg-type]
 
 
 def test_batches_are_read_in_any_order_and_by_any_worker(tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_batches_are_read_in_any_order_and_by_any_worker(tmp_path: Path) -> None
         dataset = cached([None] * 7, source)
         indices = [4, 0, 4]
         for part in (dataset, pickle.loads(pickle.dumps(dataset))):  # noqa: S301
-            batch = part.__getitems__(indices)
+            batch = part.__getitems__(indices).source
             assert batch.grid == (2, 3)
             for group in range(2):
                 assert torch.equal(batch.groups[group], features[indices, group])
@@ -276,9 +277,9 @@ def test_batches_are_read_in_any_order_and_by_any_worker(tmp_path: Path) -> None
         batch_size=3,
         num_workers=1,
         multiprocessing_context="spawn",
-        collate_fn=CachedFeatures.collate_fn,
+        collate_fn=DerivedDataset.collate_fn,
     )
-    read = torch.cat([torch.stack(batch.groups, dim=1) for batch in loader])
+    read = torch.cat([torch.stack(batch.source.groups, dim=1) for batch in loader])
     assert torch.equal(read, features)
 
 
@@ -287,7 +288,7 @@ def test_a_mapped_file_is_not_sent_to_workers(tmp_path: Path) -> None:
     path = tmp_path / "features.safetensors"
     feature_cache.write_features(path, [features], features.shape, "float32", {})
     dataset = cached([None], path)
-    assert dataset[0].groups[0].shape == (1, 6, 4)
+    assert dataset[0].source.groups[0].shape == (1, 6, 4)
     assert len(pickle.dumps(dataset)) < 1000
 
 
