@@ -18,7 +18,7 @@ from anomalib_inp.benchmarks.report import write_report
 from anomalib_inp.benchmarks.runs import Benchmark, Rows
 from anomalib_inp.benchmarks.settings import SETTINGS
 from anomalib_inp.data import Source
-from anomalib_inp.data.multi_category import categories_of
+from anomalib_inp.data.modules import categories_of
 from anomalib_inp.evaluation.metrics import COLUMNS
 from anomalib_inp.models.registry import MODELS
 
