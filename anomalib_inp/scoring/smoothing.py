@@ -25,6 +25,7 @@ class Smoothing(nn.Module):
     def __init__(self, map_size: tuple[int, int] | None, kernel_size: int = 5, sigma: float = 4.0) -> None:
         super().__init__()
         self.map_size = map_size
+        self.padding = kernel_size // 2  # no size of a tensor, which PyTorch 2.8 would trace
         kernel = get_gaussian_kernel2d((kernel_size, kernel_size), (sigma, sigma)).unsqueeze(0)
         self.register_buffer("kernel", kernel, persistent=False)
 
@@ -42,7 +43,7 @@ class Smoothing(nn.Module):
         rows, columns = (resize_matrix(*sizes, like=reading) for sizes in axes)
         resized = (rows @ reading @ columns.T).unsqueeze(1)  # (B, 1, H, W)
         # zero padding, as the reference's convolution has it: values fall off at the border
-        return F.conv2d(resized, self.kernel.to(resized.dtype), padding=self.kernel.shape[-1] // 2)
+        return F.conv2d(resized, self.kernel.to(resized.dtype), padding=self.padding)
 
 
 def resize_matrix(values: int, pixels: int, map_pixels: int, like: Tensor) -> Tensor:
