@@ -20,9 +20,10 @@ import torch
 from anomalib.engine import Engine
 from safetensors.torch import save_file
 
-from anomalib_inp import InpFormer, InpFormerPlusPlus
+from anomalib_inp import InpFormer
 from anomalib_inp.data.sample import write_sample_data
 from anomalib_inp.files import VARIABLE
+from anomalib_inp.models.encoder_model import EncoderModel
 
 pytest.register_assert_rewrite("model_tester", "reference_metrics")
 
@@ -123,14 +124,11 @@ def tiny_encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-Model = InpFormer | InpFormerPlusPlus
-
-
 @pytest.fixture(scope="session")
-def tiny_model(tiny_encoder_file: Path) -> Callable[..., Model]:
+def tiny_model(tiny_encoder_file: Path) -> Callable[..., EncoderModel]:
     """Builds models on the tiny encoder, of 64 x 64 pixels and without pictures unless a test says otherwise."""
 
-    def build(kind: type[Model] = InpFormer, spread: float = 1, **arguments: Any) -> Model:
+    def build(kind: type[EncoderModel] = InpFormer, spread: float = 1, **arguments: Any) -> EncoderModel:
         """Build a model; ``spread`` multiplies its fresh weights, so that scores of different images differ."""
         encoder = {"encoder": "test_vit", "encoder_weights": str(tiny_encoder_file)}
         model = kind(**{**encoder, "image_size": 64, "map_size": 64, "visualizer": False, **arguments})
