@@ -13,7 +13,7 @@ from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.encoder.weights import read_weights
 from anomalib_inp.losses.objective import InpFormerObjective
 from anomalib_inp.models.trained_model import TrainedModel
-from anomalib_inp.networks.inp_former.network import QUANTISED, InpFormerNetwork
+from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.scoring.readings import Reading, nearest_prototype_distance, reconstruction_error
 from anomalib_inp.training.recipe import SHORT, Recipe

@@ -20,7 +20,7 @@ from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.losses.objective import InpFormerPlusPlusObjective
 from anomalib_inp.losses.segmentation import dice_loss
 from anomalib_inp.models.trained_model import TrainedModel, reconstruct
-from anomalib_inp.networks.inp_former.network import QUANTISED, InpFormerNetwork
+from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.networks.inp_former.residual_head import SegmentationHead
 from anomalib_inp.outputs import TrainingBatch, full_precision
 from anomalib_inp.scoring.detector import Detector

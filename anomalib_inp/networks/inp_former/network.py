@@ -11,9 +11,6 @@ from anomalib_inp.networks.inp_former.decoder import InpGuidedDecoder
 from anomalib_inp.networks.inp_former.extractor import InpExtractor
 from anomalib_inp.outputs import PatchFeatures, Reconstruction
 
-QUANTISED = ("encoder.backbone", "bottleneck", "decoder")
-"""The linear layers that see a thousand tokens, most of the work of both models."""
-
 
 class InpFormerNetwork(nn.Module):
     """Encoder, INP extractor, bottleneck and INP-guided decoder (paper, figure 2).
