@@ -10,9 +10,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-# Before the first import that reads them. OpenVINO reports each conversion to its makers from a copy of this process,
-# which costs more than the conversion, unless it believes to be in a CI job.
+# Before the first import that reads them, here and in the processes that tests start. OpenVINO reports each conversion
+# to its makers from a copy of this process, which costs more than the conversion, unless this is a CI job.
 os.environ |= {"HF_HUB_OFFLINE": "1", "CI": "true"}
+# Tensors are tiny: threads of PyTorch would mostly wait for each other, and several test processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import timm
