@@ -1,6 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,10 +88,9 @@ def test_sizes_are_positive(sizes: tuple) -> None:
         InpPreProcessor(*sizes)
 
 
-def test_a_model_resolves_its_sizes(tiny_encoder_file: Path) -> None:
-    arguments = {"encoder": "test_vit", "encoder_weights": str(tiny_encoder_file)}
-    assert InpFormer(**arguments).pre_processor.image_size == (384, 384)
-    cropped = InpFormer(**arguments, crop_size=384).pre_processor
+def test_a_model_resolves_its_sizes(tiny_model: Callable[..., InpFormer]) -> None:
+    assert tiny_model(image_size=None).pre_processor.image_size == (384, 384)
+    cropped = tiny_model(image_size=None, crop_size=384).pre_processor
     assert (cropped.image_size, cropped.crop_size) == ((448, 448), (384, 384))
 
 
@@ -119,19 +119,13 @@ def test_the_exported_transform_is_the_one_of_the_engine(
     channels: int,
     crop_size: tuple[int, int] | None,
     tmp_path: Path,
-    tiny_encoder_file: Path,
+    tiny_model: Callable[..., InpFormer],
+    quiet_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for split in ("train", "test"):
         path = write_image(tmp_path / "data/part" / split / "good/000.png", size, channels)
-    model = InpFormer(
-        encoder="test_vit",
-        encoder_weights=str(tiny_encoder_file),
-        image_size=(64, 96),
-        crop_size=crop_size,
-        evaluator=False,
-        visualizer=False,
-    )
+    model = tiny_model(image_size=(64, 96), crop_size=crop_size)
     seen: list[Tensor] = []
 
     def predict_step(batch: ImageBatch, *_: object) -> ImageBatch:
@@ -140,7 +134,7 @@ def test_the_exported_transform_is_the_one_of_the_engine(
 
     monkeypatch.setattr(model, "predict_step", predict_step)
     datamodule = MVTecAD(root=tmp_path / "data", category="part", num_workers=0, val_split_mode="same_as_test")
-    engine = Engine(default_root_dir=tmp_path / "results", accelerator="cpu", logger=False, enable_progress_bar=False)
+    engine = quiet_engine()
     engine.predict(model, datamodule=datamodule)  # resizes while it loads
     engine.predict(model, data_path=path)  # resizes the batch
     assert len(seen) == 2
