@@ -140,7 +140,7 @@ def choose_setting(
             raise ValueError(msg)
     sets = {**setting.data, **setting.model, **numbers}
     if taken := [f"{argument}={value}" for argument, value in sets.items() if argument in given]:
-        msg = f"{name} says {', '.join(taken)} itself: leave it out."
+        msg = f"{name} sets {', '.join(taken)} itself: leave it out."
         raise ValueError(msg)
     data, model_args = ({argument: sets[argument] for argument in part} for part in (setting.data, setting.model))
     return replace(setting, data=data, model=model_args)

@@ -78,7 +78,7 @@ class InpPostProcessor(PostProcessor):
                 msg = f"{name} must lie in [0, 1], got {value}."
                 raise ValueError(msg)
         if category is not None and not per_category:
-            msg = f"category={category} asks for thresholds of its own, which per_category=False says there are not."
+            msg = f"category={category} selects the thresholds of that category, but per_category=False chooses none."
             raise ValueError(msg)
         super().__init__(
             enable_normalization=enable_normalization,

@@ -152,5 +152,5 @@ def test_data_that_a_setting_does_not_use_are_refused(
     data: str, setting: str, tiny_encoder_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = ["--model.encoder", "test_vit", "--model.encoder_weights", str(tiny_encoder_file)]
-    with pytest.raises(ValueError, match=r"in root=.* is none of the sources, .*: give sources alone"):
+    with pytest.raises(ValueError, match=r"in root=.* is none of the sources, .*: give only sources"):
         run([*stacked("inp_former", data, setting), *small], monkeypatch)

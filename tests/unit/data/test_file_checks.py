@@ -104,12 +104,12 @@ def test_images_that_anomalib_does_not_read_are_called_out(
     assert not recwarn
     Image.new("RGB", (8, 8)).save(root / "part/train/good/100.jpg")
     check_masks(datamodule)
-    assert "reads .png and .PNG alone: 1 files (.jpg) of" in str(recwarn[0].message)
+    assert "reads only .png and .PNG: 1 files (.jpg) of" in str(recwarn[0].message)
     for folder in ("train", "test", "ground_truth"):
         for path in [*root.glob(f"part/{folder}/*/*.png")]:
             path.rename(path.with_suffix(".jpg"))
         if folder != "train":
-            with pytest.raises(DataError, match=r"reads .* alone: .* \(\.jpg\) of .* to the data module Folder"):
+            with pytest.raises(DataError, match=r"reads only .*: .* \(\.jpg\) of .* to the data module Folder"):
                 check_masks(datamodule)
 
 

@@ -118,7 +118,7 @@ def test_calibration_images_are_normal_and_spread(data: Path, monkeypatch: pytes
 
 
 def test_int8_without_data_says_what_is_missing(model, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"INT8 takes normal images.*--data MVTecAD"):
+    with pytest.raises(ValueError, match=r"INT8 needs normal images.*--data MVTecAD"):
         model.to_openvino(tmp_path, compression_type="int8_ptq")
 
 
