@@ -176,6 +176,7 @@ class CategoryScales(PixelCounts):
             highest = int((share >= self.pixel_quantile).nonzero()[0])
             return image, of_normal(_edge(highest + 1), _edge(used[0]))
         best_f1 = F1AdaptiveThreshold(fields=("pred_score", "gt_label"))
+        best_f1.distributed_available_fn = lambda: False  # it is given the scores of all processes
         best_f1.update(SimpleNamespace(pred_score=scores, gt_label=labels.long()))
         image = Scale(best_f1.compute().item(), scores.min().item(), scores.max().item())
         if not anomalous.any():
