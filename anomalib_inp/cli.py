@@ -125,7 +125,7 @@ def predict(
             from anomalib_inp.evaluation.predictions import measure
             from anomalib_inp.evaluation.report import metrics_table
         except ModuleNotFoundError as error:
-            console.print(f"There will be no metrics: {_missing('measuring', error)}", markup=False)
+            console.print(f"No metrics: {_what_is_missing('they need', error)}", markup=False, soft_wrap=True)
         else:
             values, unmasked = measure(labelled(results, exported.metadata.crop_box), count)
             if unmasked:
@@ -143,7 +143,7 @@ def main() -> None:
     try:
         auto_cli({name: find_command(name) for name in COMMANDS}, prog="anomalib-inp", description=__doc__)
     except ModuleNotFoundError as error:
-        sys.exit(f"anomalib-inp: {_missing('this command', error)}")
+        sys.exit(f"anomalib-inp: {_what_is_missing(f'{sys.argv[1]} needs', error)}")
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"anomalib-inp: {error}")
 
@@ -154,11 +154,9 @@ def find_command(name: str) -> Callable[..., None]:
     return getattr(import_module(module), function)
 
 
-def _missing(what: str, error: ModuleNotFoundError) -> str:
+def _what_is_missing(needs: str, error: ModuleNotFoundError) -> str:
     """Say what to install; an error that says so itself is left as it is."""
-    if "pip install" in str(error):
-        return str(error)
-    return f"{what} needs pip install 'anomalib-inp[train]' ({error})."
+    return str(error) if "pip install" in str(error) else f"{needs} pip install 'anomalib-inp[train]'. {error}"
 
 
 if __name__ == "__main__":

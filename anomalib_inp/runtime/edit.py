@@ -50,7 +50,7 @@ def set_thresholds(
 
 
 def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
-    openvino = require("openvino", "openvino")
+    openvino = require("openvino", "openvino", path)
     model = openvino.Core().read_model(path)
     for name, value in moved.items():
         # label = (raw - threshold) / span > limit; OpenVINO writes the subtraction as an addition, the division as a
@@ -73,7 +73,7 @@ def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> 
 
 
 def _write_onnx(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
-    onnx = require("onnx", "onnx")
+    onnx = require("onnx", "onnx", path)
     model = onnx.load(path)
     graph = model.graph
     nodes = {output: node for node in graph.node for output in node.output}

@@ -31,7 +31,7 @@ class OnnxRuntime:
     """An ONNX model on the CPU."""
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        onnxruntime = require("onnxruntime", "onnx")
+        onnxruntime = require("onnxruntime", "onnx", path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         try:
@@ -54,7 +54,7 @@ class Openvino:
     """An OpenVINO model; what a device compiles is kept in the cache folder, so that the next start is fast."""
 
     def __init__(self, path: Path, device: str, settings: dict[str, Any]) -> None:
-        self._openvino = require("openvino", "openvino")
+        self._openvino = require("openvino", "openvino", path)
         self._core = self._openvino.Core()
         self._mapped: mmap.mmap | None = None  # the weights, which the model reads from there as long as it lives
         self._copying = False
@@ -173,10 +173,10 @@ class Openvino:
         return model
 
 
-def require(module: str, extra: str) -> Any:
-    """Import a package that reads models, or say how to install it."""
+def require(module: str, extra: str, path: Path) -> Any:
+    """Import the package that reads a model, or say how to install it."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        msg = f"This file needs pip install 'anomalib-inp[{extra}]'."
+        msg = f"{path.name} needs pip install 'anomalib-inp[{extra}]'."
         raise ModuleNotFoundError(msg, name=module) from error
