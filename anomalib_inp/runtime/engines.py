@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from anomalib_inp import __version__
 from anomalib_inp.files import cache_folder
 from anomalib_inp.runtime.metadata import unreadable
 from anomalib_inp.runtime.resize import resize
@@ -118,7 +119,7 @@ class Openvino:
         """
         weights = path.with_suffix(".bin").stat()
         made_of = (path.resolve(), weights.st_size, weights.st_mtime_ns, settings.get("INFERENCE_PRECISION_HINT"))
-        made_by = (self._openvino.__version__, self._core.get_property("CPU", "FULL_DEVICE_NAME"))
+        made_by = (__version__, self._openvino.__version__, self._core.get_property("CPU", "FULL_DEVICE_NAME"))
         text = path.read_bytes() + repr(made_of + made_by).encode()
         digest = hashlib.blake2b(text, digest_size=16).hexdigest()
         kept = cache_folder("openvino") / f"{digest}.compiled"
@@ -129,8 +130,11 @@ class Openvino:
         with suppress(OSError):  # no place for a cache is no reason to stop
             kept.parent.mkdir(parents=True, exist_ok=True)
             new = kept.with_suffix(f".{os.getpid()}-{get_ident()}")  # others may write the same one
-            new.write_bytes(model.export_model().getbuffer())
-            new.replace(kept)
+            try:
+                new.write_bytes(model.export_model().getbuffer())
+                new.replace(kept)
+            finally:
+                new.unlink(missing_ok=True)
         return model
 
     def _map(self, kept: Path, settings: dict[str, Any]) -> Any:
@@ -144,7 +148,7 @@ class Openvino:
 
     def _give_back(self) -> None:
         """Let go of what has been read of the kept file; what is needed again is read again."""
-        if self._mapped is not None and hasattr(self._mapped, "madvise"):  # not on Windows
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def _read(self, path: Path) -> Any:

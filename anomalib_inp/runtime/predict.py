@@ -43,7 +43,7 @@ def predict(exported: ExportedModel, path: Path) -> Prediction:
     return interpret(exported(read(path)), exported.metadata)
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: str | Path) -> Image.Image:
     """Read an image as RGB, as it lies in the file: not rotated.
 
     Raises:
@@ -62,7 +62,7 @@ def as_batch(image: Image.Image) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)[None] * np.float32(1 / 255)
 
 
-def read(path: Path) -> np.ndarray:
+def read(path: str | Path) -> np.ndarray:
     """Read an image as a batch of one ``(1, 3, H, W)``, float32 in [0, 1].
 
     Raises:
