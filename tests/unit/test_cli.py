@@ -4,7 +4,7 @@
 import importlib.metadata
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +16,11 @@ from anomalib_inp import InpFormer, cli
 from anomalib_inp.checkpoints import edit
 from anomalib_inp.data.sample import CATEGORIES, write_sample_data
 from anomalib_inp.runtime import metadata
+from anomalib_inp.runtime.folder import Job
 from anomalib_inp.thresholds.scale import Scale, Thresholds
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "inp_former_tiny" / "model.pth"
-COMMANDS = {
-    "sample-data": cli.sample_data,
-    "convert": cli.convert,
-    "map": cli.choose_map,
-    "predict": cli.predict,
-    "threshold": cli.threshold,
-}
+COMMANDS = {name: cli.find_command(name) for name in cli.COMMANDS}
 
 Run = Callable[..., str]
 
@@ -100,8 +95,8 @@ def test_help_says_what_a_command_does(
     assert caught.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     documentation = COMMANDS[command].__doc__
-    summary, arguments = documentation.split("Args:")
-    assert " ".join(summary.split()) in printed
+    summary, arguments = documentation.split("Raises:")[0].split("Args:")
+    assert " ".join(summary.split("\n\n")[0].split()) in printed
     for name, text in re.findall(r"^ +(\w+): (.+)$", arguments, re.MULTILINE):
         assert name in printed
         assert text.rstrip(".") in printed
@@ -221,16 +216,40 @@ def test_predict(run: Run, exported: Path, images: Path, tmp_path: Path, monkeyp
         assert text in printed
 
 
-def test_predict_passes_its_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_passes_its_options_on(run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple] = []
-    monkeypatch.setattr("anomalib_inp.runtime.predict.predict_images", lambda *given: calls.append(given))
-    model, images = tmp_path / "model.xml", tmp_path / "images"
-    run("predict", model, images)
-    options = ("--output", "there", "--device", "GPU", "--precision", "null", "--category", "nut")
-    run("predict", model, images, *options)
+
+    class Exported:
+        def __init__(self, *given: object, category: str | None) -> None:
+            calls.append((*given, category))
+
+    def predict_folder(_: Exported, job: Job) -> Iterator[None]:
+        calls.append((job.root, job.output, bool(job.pictures)))
+        return iter(())
+
+    monkeypatch.setattr("anomalib_inp.runtime.model.ExportedModel", Exported)
+    monkeypatch.setattr("anomalib_inp.runtime.folder.predict_folder", predict_folder)
+    model, normal = tmp_path / "model.xml", images / "good"
+    run("predict", model, normal / "000.png")
+    Image.new("RGB", (8, 8)).save(normal / "001.png")
+    options = (
+        "--output",
+        "there",
+        "--device",
+        "GPU",
+        "--precision",
+        "null",
+        "--category",
+        "nut",
+        "--pictures",
+        "false",
+    )
+    run("predict", model, normal, *options)
     assert calls == [
-        (model, images, Path("predictions"), "CPU", "f32", None),
-        (model, images, Path("there"), "GPU", None, "nut"),
+        (model, "CPU", "f32", "latency", None),
+        (normal, Path("predictions"), True),
+        (model, "GPU", None, "throughput", "nut"),
+        (normal, Path("there"), False),
     ]
 
 
