@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import importlib.metadata
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -54,17 +55,9 @@ def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_encoder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tiny_model: Callable[..., InpFormer], tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    model = InpFormer(
-        encoder="test_vit",
-        encoder_weights=str(tiny_encoder_file),
-        target_layers=[1, 2],  # a small graph exports fast
-        image_size=64,
-        map_size=32,
-        evaluator=False,
-        visualizer=False,
-    )
+    model = tiny_model(target_layers=[1, 2], map_size=32)  # a graph of two blocks exports fast
     model.post_processor.set_thresholds(image=1.0, pixel=0.9)
     return model.to_openvino(tmp_path_factory.mktemp("export"))
 
@@ -97,7 +90,9 @@ def test_help_says_what_a_command_does(
     documentation = COMMANDS[command].__doc__
     summary, arguments = documentation.split("Raises:")[0].split("Args:")
     assert " ".join(summary.split("\n\n")[0].split()) in printed
-    for name, text in re.findall(r"^ +(\w+): (.+)$", arguments, re.MULTILINE):
+    named = re.findall(r"^ +(\w+): (.+)$", arguments, re.MULTILINE)
+    assert len(named) >= len(inspect.signature(COMMANDS[command]).parameters) > 0
+    for name, text in named:
         assert name in printed
         assert text.rstrip(".") in printed
 

@@ -61,22 +61,11 @@ def test_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_encoder_file: Path) -> InpFormer:
+def model(tiny_model: Callable[..., InpFormer]) -> InpFormer:
     torch.manual_seed(0)
-    model = InpFormer(
-        encoder="test_vit",
-        encoder_weights=str(tiny_encoder_file),
-        target_layers=[1, 2],  # a small graph exports fast
-        image_size=(80, 96),
-        crop_size=(64, 80),
-        map_size=32,
-        evaluator=False,
-        visualizer=False,
-    )
+    # a graph of two blocks exports fast
+    model = tiny_model(target_layers=[1, 2], image_size=(80, 96), crop_size=(64, 80), map_size=32, spread=8)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.ndim > 1:
-                parameter.mul_(8)
         images = torch.stack([torch.from_numpy(photograph(index)) for index in range(len(NAMES))])
         raw = model(images[:, None].expand(-1, 3, -1, -1) / 255)
     model.post_processor.set_thresholds(raw.pred_score.median().item(), raw.anomaly_map.median().item())
@@ -279,6 +268,7 @@ def test_without_thresholds_there_are_raw_scores_and_no_verdicts(
     for row, other in zip(table(tmp_path / "with"), table(tmp_path / "without"), strict=True):
         assert float(other["score"]) == float(other["raw_score"]) == pytest.approx(float(row["raw_score"]), abs=1e-4)
         assert (row["anomalous"] in "01", other["anomalous"]) == (True, "")
+    assert len(drawn) == 2 * len(NAMES)
     for given in drawn[len(NAMES) :]:
         assert (given["anomalous"], given["pred_mask"]) == (None, None)
         assert np.isfinite(given["shown"]).all()
@@ -294,6 +284,7 @@ def test_raw_exports_are_drawn_normalised(
     predict_images(in_torch, test_folder, tmp_path / "normalised")
     own_model.post_processor.enable_normalization = False
     predict_images(in_torch, test_folder, tmp_path / "raw")
+    assert len(drawn) == 2 * len(NAMES)
     for normalised, raw in zip(by_name(drawn[: len(NAMES)]), by_name(drawn[len(NAMES) :]), strict=True):
         assert raw["name"] == normalised["name"]
         np.testing.assert_allclose(raw["shown"], normalised["shown"], atol=1e-5)
