@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import CenterCrop, Resize
 
 from anomalib_inp import InpFormer
-from anomalib_inp.frame import WHOLE_IMAGE, resolve_sizes
+from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.preprocessing import IMAGENET_MEAN, IMAGENET_STD, InpPreProcessor
 
 # Height and width of images; the model's are 64 x 96.
@@ -38,40 +38,7 @@ def by_hand(
     return (resized[..., crop[0], crop[1]] - mean) / std
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("image_size", "crop_size", "patch_size", "expected"),
-    [
-        (None, None, 14, ((392, 392), None)),
-        (None, None, 16, ((384, 384), None)),
-        (None, None, 8, ((392, 392), None)),
-        (None, 392, 14, ((448, 448), (392, 392))),
-        (None, 384, 16, ((448, 448), (384, 384))),
-        (None, [280, 392], 14, ((448, 448), (280, 392))),
-        # Only what the model sees consists of patches.
-        (500, 392, 14, ((500, 500), (392, 392))),
-        ((280, 392), None, 14, ((280, 392), None)),
-        ([256, 512], (128, 256), 16, ((256, 512), (128, 256))),
-    ],
-)
-def test_sizes(image_size: object, crop_size: object, patch_size: int, expected: object) -> None:
-    assert resolve_sizes(image_size, crop_size, patch_size) == expected
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((400, None, 14), r"image_size must be a multiple .* patch size 14 .* got \(400, 400\).*size is \(392, 392\)"),
-        ((448, 400, 14), r"crop_size must be a multiple .* patch size 14 .* got \(400, 400\).*size is \(392, 392\)"),
-        (((384, 390), None, 16), r"image_size .* got \(384, 390\).*size is \(384, 384\)"),
-        ((10, None, 16), r"got \(10, 10\).*size is \(16, 16\)"),
-    ],
-)
-def test_sizes_that_are_no_whole_patches(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        resolve_sizes(*arguments)
+# --- sizes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crop_size", [(80, 64), (64, 112)])
