@@ -18,7 +18,7 @@ demo: .venv/.stamp-demo ## Run the demo from beginning to end
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash configs/demo.sh
 
 test: .venv/.stamp-test ## Run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: .venv/.stamp-test ## Run the tests in one process and list the skipped ones
 	$(BIN)/python -m pytest -rs

@@ -17,18 +17,28 @@ if TYPE_CHECKING:
     from anomalib_inp.models.inp_former_plus_plus import InpFormerPlusPlus
     from anomalib_inp.pictures.visualizer import InpVisualizer
     from anomalib_inp.preprocessing import InpPreProcessor
+    from anomalib_inp.runtime.model import ExportedModel
     from anomalib_inp.thresholds.post_processor import InpPostProcessor
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "ExportedModel": "anomalib_inp.runtime.model",
     "InpPostProcessor": "anomalib_inp.thresholds.post_processor",
     "InpPreProcessor": "anomalib_inp.preprocessing",
     "InpVisualizer": "anomalib_inp.pictures.visualizer",
     "MultiCategory": "anomalib_inp.data.multi_category",
 }
 
-__all__ = ["InpFormer", "InpFormerPlusPlus", "InpPostProcessor", "InpPreProcessor", "InpVisualizer", "MultiCategory"]
+__all__ = [
+    "ExportedModel",
+    "InpFormer",
+    "InpFormerPlusPlus",
+    "InpPostProcessor",
+    "InpPreProcessor",
+    "InpVisualizer",
+    "MultiCategory",
+]
 
 
 def __getattr__(name: str) -> Any:

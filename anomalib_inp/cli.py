@@ -4,10 +4,21 @@
 """The command ``anomalib-inp``: what anomalib's own command has no place for."""
 
 import sys
+from collections import deque
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
 
-from anomalib_inp.data.source import Source
+COMMANDS = {
+    "benchmark": "anomalib_inp.benchmarks.command:benchmark",
+    "benchmark-export": "anomalib_inp.benchmarks.exports:benchmark_export",
+    "sample-data": "anomalib_inp.cli:sample_data",
+    "convert": "anomalib_inp.cli:convert",
+    "map": "anomalib_inp.cli:choose_map",
+    "predict": "anomalib_inp.cli:predict",
+    "threshold": "anomalib_inp.cli:threshold",
+}
+"""Where each command is: a function with its signature and its help, in a module that imports no PyTorch by itself."""
 
 
 def sample_data(folder: Path, seed: int = 0) -> None:
@@ -35,6 +46,18 @@ def convert(published: Path, checkpoint: Path) -> None:
     print(f"Checkpoint: {checkpoint}\nIts encoder: {encoder} (keep it beside the checkpoint)")
 
 
+def choose_map(checkpoint: Path, map: str | None = None) -> None:  # noqa: A002
+    """Show or set the anomaly map of a checkpoint, in place: anomalib export takes it from there.
+
+    Args:
+        checkpoint: The checkpoint of a finished training.
+        map: Name of the map; its thresholds are not chosen anew.
+    """
+    from anomalib_inp.models.convert import set_map
+
+    print(f"Map: {set_map(checkpoint, map)}")
+
+
 def threshold(
     model: Path,
     image: float | None = None,
@@ -51,31 +74,20 @@ def threshold(
         normalized: Of a checkpoint: whether what is exported from it gives normalised scores, or raw ones (false).
         category: Of a model of several categories: the one whose thresholds are meant; by default the common ones.
     """
-    from anomalib_inp.checkpoints import edit as checkpoint
-    from anomalib_inp.runtime import edit as export
-
     if model.suffix == ".ckpt":
+        from anomalib_inp.checkpoints import edit as checkpoint
+
         shown = checkpoint.set_thresholds(model, image, pixel, normalized, category)
     elif normalized is not None:
         sys.exit("anomalib-inp: --normalized is for checkpoints: set it there and export again.")
     else:
+        from anomalib_inp.runtime import edit as export
+
         shown = export.set_thresholds(model, image, pixel, category)
     print(f"Image threshold: {shown.image:.6g}\nPixel threshold: {shown.pixel:.6g}")
     print(f"Scores: {'normalised' if shown.normalized else 'raw'}")
     if category is None and shown.categories:
         print(f"With --category, those of: {', '.join(shown.categories)}")
-
-
-def choose_map(checkpoint: Path, map: str | None = None) -> None:  # noqa: A002
-    """Show or set the anomaly map of a checkpoint, in place: anomalib export takes it from there.
-
-    Args:
-        checkpoint: The checkpoint of a finished training.
-        map: Name of the map; its thresholds are not chosen anew.
-    """
-    from anomalib_inp.models.convert import set_map
-
-    print(f"Map: {set_map(checkpoint, map)}")
 
 
 def predict(
@@ -85,6 +97,7 @@ def predict(
     device: str = "CPU",
     precision: str | None = "f32",
     category: str | None = None,
+    pictures: bool = True,
 ) -> None:
     """Run an exported model on images: a picture of each, scores.csv and, where the folder tells labels, seven metrics.
 
@@ -95,114 +108,55 @@ def predict(
         device: OpenVINO device, such as CPU, GPU or NPU.
         precision: OpenVINO's inference precision; null leaves it to the device, which may compute in bfloat16.
         category: Of a model of several categories: the one whose thresholds hold; by default the common ones.
+        pictures: Whether pictures are drawn.
     """
-    from anomalib_inp.runtime.predict import predict_images
+    from rich.console import Console
+    from rich.progress import track
 
-    predict_images(model, images, output, device, precision, category)
+    from anomalib_inp.runtime.folder import labelled, plan, predict_folder
+    from anomalib_inp.runtime.model import ExportedModel, Performance
 
-
-def benchmark_export(
-    checkpoint: Path,
-    images: Path,
-    calibration: Path | None = None,
-    output: Path = Path("benchmark-export"),
-    runs: int = 30,
-    threads: int | None = None,
-) -> None:
-    """Export a checkpoint in every format and compare: size, latency, throughput, memory, accuracy, score difference.
-
-    OpenVINO formats are run on each of its devices, in float32 and in the device's own precision.
-
-    Args:
-        checkpoint: The checkpoint of a finished training.
-        images: Folder of test images, in the layout of MVTec AD for the accuracy.
-        calibration: Folder of normal images for INT8; by default train/good beside the test folder.
-        output: Folder for the exports and formats.csv.
-        runs: Images that are timed per format.
-        threads: CPU threads; by default the runtime's choice.
-    """
-    from anomalib_inp.benchmarks import exports
-
-    exports.benchmark_export(checkpoint, images, calibration, output, runs, threads)
-
-
-def benchmark(
-    setting: Literal["single_class", "multi_class", "super_multi_class", "few_shot", "zero_shot", "semi_supervised"],
-    source: str = "MVTecAD",
-    root: str | None = None,
-    categories: list[str] | str = "all",
-    sources: tuple[Source, ...] | None = None,
-    train_on: list[str] | None = None,
-    test_on: list[str] | None = None,
-    model: Literal["InpFormer", "InpFormerPlusPlus"] = "InpFormer",
-    seeds: list[int] = [0],  # noqa: B006 - the help shows it
-    shots: int | None = None,
-    labelled_anomalies: int | None = None,
-    output: Path = Path("benchmark"),
-    model_args: dict[str, Any] | None = None,
-    data_args: dict[str, Any] | None = None,
-    trainer_args: dict[str, Any] | None = None,
-) -> None:
-    """Run a setting of the papers on a data set and report it beside the published numbers.
-
-    The paper's protocol (448 pixels, of which the central 392; 200 epochs, batches of 16) unless told otherwise. Runs
-    that are done are not done again, and one that was stopped goes on after its last epoch.
-
-    Args:
-        setting: Zero-shot leaves one category out at a time, or trains on train_on and tests on test_on.
-        source: Image data module of anomalib.
-        root: Folder of the data set.
-        categories: Names of categories, or all.
-        sources: Several data sets at once, each with source, root, categories and arguments.
-        train_on: Categories or sources to train on; by default all.
-        test_on: Categories or sources to test on; by default all.
-        model: The model.
-        seeds: A run for each.
-        shots: Normal images per category, for few_shot alone; by default 4.
-        labelled_anomalies: Labelled anomalies per category, for semi_supervised alone; by default 5.
-        output: Folder for the results.
-        model_args: Further arguments of the model, such as encoder or recipe.
-        data_args: Further arguments of MultiCategory, such as train_batch_size.
-        trainer_args: Arguments of the trainer, such as max_steps or precision.
-    """
-    from anomalib_inp.benchmarks import command
-
-    command.benchmark(
-        setting,
-        source,
-        root,
-        categories,
-        sources,
-        train_on,
-        test_on,
-        model,
-        seeds,
-        shots,
-        labelled_anomalies,
-        output,
-        model_args,
-        data_args,
-        trainer_args,
-    )
+    job, console = plan(images, output, pictures), Console()
+    performance: Performance = "latency" if len(job.items) == 1 else "throughput"
+    exported = ExportedModel(model, device, precision, performance, category=category)
+    results = track(predict_folder(exported, job), "Predicting", len(job.items), console=console)
+    if count := sum(item.anomalous is not None for item in job.items):
+        try:
+            from anomalib_inp.evaluation.predictions import measure
+            from anomalib_inp.evaluation.report import metrics_table
+        except ModuleNotFoundError as error:
+            console.print(f"No metrics: {_what_is_missing('they need', error)}", markup=False, soft_wrap=True)
+        else:
+            values, unmasked = measure(labelled(results, exported.metadata.crop_box), count)
+            if unmasked:
+                console.print(f"No pixel metrics: {unmasked} anomalous images have no mask.")
+            console.print(metrics_table({job.root.resolve().parent.name: values}))
+    deque(results, maxlen=0)
+    places = f"\nPictures: {output}\nGallery:  {job.sheet}" if pictures else ""
+    console.print(f"Scores:   {output / 'scores.csv'}{places}")
 
 
 def main() -> None:
     """Run the command line."""
     from jsonargparse import auto_cli
 
-    commands: dict[str, Any] = {
-        "benchmark": benchmark,
-        "benchmark-export": benchmark_export,
-        "sample-data": sample_data,
-        "convert": convert,
-        "map": choose_map,
-        "predict": predict,
-        "threshold": threshold,
-    }
     try:
-        auto_cli(commands, prog="anomalib-inp", description=__doc__)
-    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
+        auto_cli({name: find_command(name) for name in COMMANDS}, prog="anomalib-inp", description=__doc__)
+    except ModuleNotFoundError as error:
+        sys.exit(f"anomalib-inp: {_what_is_missing(f'{sys.argv[1]} needs', error)}")
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"anomalib-inp: {error}")
+
+
+def find_command(name: str) -> Callable[..., None]:
+    """Import the function of a command."""
+    module, _, function = COMMANDS[name].partition(":")
+    return getattr(import_module(module), function)
+
+
+def _what_is_missing(needs: str, error: ModuleNotFoundError) -> str:
+    """Say what to install; an error that says so itself is left as it is."""
+    return str(error) if "pip install" in str(error) else f"{needs} pip install 'anomalib-inp[train]'. {error}"
 
 
 if __name__ == "__main__":

@@ -83,7 +83,9 @@ class TrainingBatch(NamedTuple):
     @property
     def inputs(self) -> Tensor | PatchFeatures:
         """What the network reconstructs: images ``(B, 3, H, W)``, or what a cache holds of them."""
-        return self.source if isinstance(self.source, PatchFeatures) else self.source.image
+        if isinstance(self.source, PatchFeatures):
+            return self.source
+        return self.source.image.as_subclass(Tensor)  # torch.compile 2.11 never comes to an end with torchvision's
 
     @property
     def images(self) -> "list[ImageBatch]":

@@ -10,16 +10,22 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-# Before the first import that reads it.
-os.environ["HF_HUB_OFFLINE"] = "1"
+# Before the first import that reads them, here and in the processes that tests start. OpenVINO reports each conversion
+# to its makers from a copy of this process, which costs more than the conversion, unless this is a CI job.
+os.environ |= {"HF_HUB_OFFLINE": "1", "CI": "true"}
+# Tensors are tiny: threads of PyTorch would mostly wait for each other, and several test processes share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import timm
 import torch
+from anomalib.engine import Engine
 from safetensors.torch import save_file
 
+from anomalib_inp import InpFormer
 from anomalib_inp.data.sample import write_sample_data
 from anomalib_inp.files import VARIABLE
+from anomalib_inp.models.encoder_model import EncoderModel
 
 pytest.register_assert_rewrite("model_tester", "reference_metrics")
 
@@ -118,3 +124,32 @@ def tiny_encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("encoder") / "test_vit.safetensors"
     save_file(model.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_encoder_file: Path) -> Callable[..., EncoderModel]:
+    """Builds models on the tiny encoder, of 64 x 64 pixels and without pictures unless a test says otherwise."""
+
+    def build(kind: type[EncoderModel] = InpFormer, spread: float = 1, **arguments: Any) -> EncoderModel:
+        """Build a model; ``spread`` multiplies its fresh weights, so that scores of different images differ."""
+        encoder = {"encoder": "test_vit", "encoder_weights": str(tiny_encoder_file)}
+        model = kind(**{**encoder, "image_size": 64, "map_size": 64, "visualizer": False, **arguments})
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.ndim > 1:
+                    parameter.mul_(spread)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def quiet_engine(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]:
+    """Builds engines on the CPU that neither log nor print, train one epoch and write into a new folder."""
+
+    def build(folder: Path | None = None, **arguments: Any) -> Engine:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        folder = folder or tmp_path_factory.mktemp("results")
+        return Engine(default_root_dir=folder, **{**quiet, "accelerator": "cpu", "max_epochs": 1, **arguments})
+
+    return build

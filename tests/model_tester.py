@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,65 +26,103 @@ from anomalib_inp.training.callbacks import NonFiniteLossError
 SEVEN = {"image_AUROC", "image_AP", "image_F1Max", "pixel_AUROC", "pixel_AP", "pixel_F1Max", "pixel_AUPRO"}
 
 
-SMALL = {"image_size": 64, "map_size": 64}
-
-
 WITH_WORKERS = """
 import runpy, sys
 from pathlib import Path
 from anomalib.data import MVTecAD
+from anomalib.engine import Engine
 import anomalib_inp
 
 file, name, encoder, root, folder = sys.argv[1:]
 tests = runpy.run_path(file)
-make = lambda: getattr(anomalib_inp, name)("test_vit", encoder, **tests["SMALL"], warmup_steps=3)
+make = lambda: getattr(anomalib_inp, name)("test_vit", encoder, image_size=64, map_size=64, warmup_steps=3)
 data = lambda: MVTecAD(
     root, "brick", 8, 16, num_workers=2, val_split_mode="from_train", val_split_ratio=0.2, seed=0
 )
-assert tests["train_broken_off_and_resumed"](make, data, Path(folder)) == []
+engine = lambda folder, **arguments: Engine(
+    default_root_dir=folder, logger=False, accelerator="cpu", enable_progress_bar=False, **arguments
+)
+assert tests["train_broken_off_and_resumed"](make, data, engine, Path(folder), max_epochs=4) == []
 """
 
 
 class PowerCutError(Exception):
-    """What ends the training of ``StopAfter``."""
+    """What ends the training of ``Epochs``."""
 
 
-class StopAfter(Callback):
-    """Ends a training without a goodbye, after an epoch has been checkpointed."""
+class Epochs(Callback):
+    """Notes the epochs that begin; at ``stop``, the training ends without a goodbye."""
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop = stop
+        self.begun: list[int] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch == self.epochs:
+        if trainer.current_epoch == self.stop:
             raise PowerCutError
-
-
-def engine(folder: Path, **kwargs: Any) -> Engine:
-    defaults = {"max_epochs": 1, "logger": False, "accelerator": "cpu", "enable_progress_bar": False}
-    return Engine(default_root_dir=folder, **{**defaults, "enable_model_summary": False, **kwargs})
+        self.begun.append(trainer.current_epoch)
 
 
 def train_broken_off_and_resumed(
-    make: Callable[[], AnomalibModule], data: Callable[[], MVTecAD], folder: Path, **length: int
+    make: Callable[[], AnomalibModule],
+    data: Callable[[], MVTecAD],
+    engine: Callable[..., Engine],
+    folder: Path,
+    **length: int,
 ) -> list[str]:
     """Train 4 epochs at once, and 2 and 2; returns the names of the weights that differ."""
-    arguments = length or {"max_epochs": 4}
 
-    def train(name: str, callbacks: tuple[Callback, ...] = (), **kwargs: Any) -> AnomalibModule:
+    def train(name: str, epochs: Epochs, **kwargs: Any) -> AnomalibModule:
         seed_everything(3, verbose=False)
         trained = make()
-        engine(folder / name, callbacks=list(callbacks), **arguments).fit(trained, datamodule=data(), **kwargs)
+        engine(folder / name, callbacks=[epochs], **length).fit(trained, datamodule=data(), **kwargs)
         return trained
 
-    unbroken = train("unbroken").state_dict()
+    whole, first, second = Epochs(), Epochs(stop=2), Epochs()
+    unbroken = train("unbroken", whole).state_dict()
     with pytest.raises(PowerCutError):
-        train("broken", callbacks=(StopAfter(2),))
+        train("broken", first)
     (checkpoint,) = (folder / "broken").rglob("model.ckpt")
-    resumed = train("resumed", ckpt_path=checkpoint).state_dict()
+    resumed = train("resumed", second, ckpt_path=checkpoint).state_dict()
+    assert (whole.begun, first.begun, second.begun) == ([0, 1, 2, 3], [0, 1], [2, 3])
     # without validation, thresholds are nan in both
     same = partial(torch.allclose, rtol=0, atol=0, equal_nan=True)
     return [name for name, weight in unbroken.items() if not same(weight, resumed[name])]
+
+
+class Logged(Callback):
+    """Keeps what a training has logged."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.metrics = dict(trainer.callback_metrics)
+
+
+class Rates(Callback):
+    """Notes the learning rate of each optimiser step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.values.append(optimizer.param_groups[0]["lr"])
+
+
+class Finished(NamedTuple):
+    """A training of one epoch, what it has logged and what its test has found."""
+
+    model: AnomalibModule
+    run: Engine
+    logged: dict[str, torch.Tensor]
+    results: dict[str, float]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run.trainer.default_root_dir)
+
+    @property
+    def checkpoint(self) -> Path:
+        (path,) = self.folder.rglob("finished.ckpt")
+        return path
 
 
 class SiblingTester:
@@ -96,7 +134,7 @@ class SiblingTester:
     def data(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_sample_data(tmp_path_factory.mktemp("data") / "sample", categories=("brick",))
 
-    @pytest.fixture
+    @pytest.fixture(scope="class")
     def datamodule(self, data: Path) -> Callable[..., MVTecAD]:
         def make(**kwargs: Any) -> MVTecAD:
             defaults = {"train_batch_size": 8, "eval_batch_size": 16, "num_workers": 0, "val_split_mode": "from_train"}
@@ -104,31 +142,34 @@ class SiblingTester:
 
         return make
 
-    @pytest.fixture
-    def model(self, tiny_encoder_file: Path) -> Callable[..., AnomalibModule]:
-        def make(**kwargs: Any) -> AnomalibModule:
-            return self.model_class("test_vit", str(tiny_encoder_file), **{**SMALL, **kwargs})
+    @pytest.fixture(scope="class")
+    def model(self, tiny_model: Callable[..., AnomalibModule]) -> Callable[..., AnomalibModule]:
+        return partial(tiny_model, self.model_class)
 
-        return make
+    @pytest.fixture(scope="class")
+    def finished(self, model, datamodule, quiet_engine) -> Finished:
+        """A training of one epoch, and its test; nothing may change it."""
+        logged, trained = Logged(), model(visualizer=True)
+        run = quiet_engine(callbacks=[logged])
+        (results,) = run.train(trained, datamodule=datamodule())
+        return Finished(trained, run, logged.metrics, results)
 
     def test_is_a_direct_subclass_of_anomalibs_module(self) -> None:
         assert self.model_class in AnomalibModule.__subclasses__()
 
-    def test_trains_tests_and_predicts_through_the_engine(self, model, datamodule, tmp_path: Path) -> None:
-        run, trained, data = engine(tmp_path), model(), datamodule()
-        results = run.train(trained, datamodule=data)[0]
-        assert set(results) == SEVEN
-        predictions = run.predict(trained, datamodule=data)
+    def test_trains_tests_and_predicts_through_the_engine(self, finished: Finished, datamodule) -> None:
+        assert set(finished.results) == SEVEN
+        predictions = finished.run.predict(finished.model, datamodule=datamodule())
         scores = torch.cat([batch.raw_score for batch in predictions])
         assert len(scores) == 36
         assert predictions[0].anomaly_map.shape[-2:] == (64, 64)
         assert all(((batch.pred_score > 0.5) == batch.pred_label).all() for batch in predictions)
-        pictures = list(tmp_path.rglob("images/**/*.png"))
+        pictures = list(finished.folder.rglob("images/**/*.png"))
         assert len(pictures) == 36
 
-    def test_trains_and_tests_in_bfloat16(self, model, datamodule, tmp_path: Path) -> None:
+    def test_trains_and_tests_in_bfloat16(self, model, datamodule, quiet_engine) -> None:
         trained = model()
-        run = engine(tmp_path, precision="bf16-mixed")
+        run = quiet_engine(precision="bf16-mixed")
         results = run.train(trained, datamodule=datamodule())[0]
         assert set(results) == SEVEN
         assert all(weight.dtype == torch.float32 for weight in trained.parameters())
@@ -154,34 +195,27 @@ class SiblingTester:
         assert predictions.anomaly_map.shape == (1, 1, 64, 128)
 
     def test_a_checkpoint_is_not_used_on_another_frame_nor_resumed_when_finished(
-        self, model, datamodule, tmp_path
+        self, finished: Finished, model, datamodule, quiet_engine
     ) -> None:
-        run = engine(tmp_path)
-        run.fit(model(), datamodule=datamodule())
-        (finished,) = tmp_path.rglob("finished.ckpt")
+        checkpoint = finished.checkpoint
         with pytest.raises(ValueError, match=r"trained on images of \[64, 64\].*--model.image_size"):
-            engine(tmp_path).test(model(image_size=80), datamodule=datamodule(), ckpt_path=finished)
+            quiet_engine().test(model(image_size=80), datamodule=datamodule(), ckpt_path=checkpoint)
         with pytest.raises(ValueError, match=r"\[64, 64\]"):
-            self.model_class.load_from_checkpoint(finished, image_size=96, crop_size=64)
+            self.model_class.load_from_checkpoint(checkpoint, image_size=96, crop_size=64)
         with pytest.raises(ValueError, match=r"resumed from model\.ckpt"):
-            engine(tmp_path, max_epochs=2).fit(model(), datamodule=datamodule(), ckpt_path=finished)
+            quiet_engine(max_epochs=2).fit(model(), datamodule=datamodule(), ckpt_path=checkpoint)
 
-    def test_trains_and_tests_without_a_post_processor(self, model, datamodule, tmp_path: Path) -> None:
-        results = engine(tmp_path).train(model(post_processor=False), datamodule=datamodule())[0]
+    def test_trains_and_tests_without_a_post_processor(self, model, datamodule, quiet_engine) -> None:
+        results = quiet_engine().train(model(post_processor=False), datamodule=datamodule())[0]
         assert set(results) == SEVEN
 
-    def test_a_finished_checkpoint_holds_no_encoder_and_gives_the_same_scores(
-        self, model, datamodule, tmp_path: Path
-    ) -> None:
-        fitted = model()
-        engine(tmp_path).fit(fitted, datamodule=datamodule())
-        (finished,) = tmp_path.rglob("finished.ckpt")
-        state = torch.load(finished, weights_only=True)["state_dict"]
+    def test_a_finished_checkpoint_holds_no_encoder_and_gives_the_same_scores(self, finished: Finished) -> None:
+        state = torch.load(finished.checkpoint, weights_only=True)["state_dict"]
+        assert "post_processor._image_threshold" in state
         assert not [name for name in state if "encoder" in name]
-        loaded = self.model_class.load_from_checkpoint(finished).eval()
-        images = torch.rand(1, 3, 100, 90)
+        loaded, images = self.model_class.load_from_checkpoint(finished.checkpoint).eval(), torch.rand(1, 3, 100, 90)
         with torch.no_grad():
-            for ours, theirs in zip(loaded(images), fitted.eval()(images), strict=True):
+            for ours, theirs in zip(loaded(images), finished.model.eval()(images), strict=True):
                 assert torch.equal(ours, theirs)
 
     @pytest.mark.parametrize("kind", ["onnx", "openvino"])
@@ -206,21 +240,19 @@ class ModelTester(SiblingTester):
     published_rate: float
     """Learning rate of the published recipe."""
 
-    def test_loss_terms_are_logged_by_name(self, model, datamodule, tmp_path: Path) -> None:
-        run = engine(tmp_path)
-        run.fit(model(), datamodule=datamodule())
-        logged = run.trainer.callback_metrics
+    def test_loss_terms_are_logged_by_name(self, finished: Finished) -> None:
+        logged = finished.logged
         total = sum(weight * logged[f"train_{name}"] for name, weight in self.weights.items())
         torch.testing.assert_close(logged["train_loss_epoch"], total, rtol=1e-5, atol=0)
 
-    def test_frozen_encoder_stays_as_it_is_while_everything_else_learns(
-        self, model, datamodule, tmp_path: Path
-    ) -> None:
+    def test_frozen_encoder_stays_as_it_is_while_everything_else_learns(self, model, datamodule, quiet_engine) -> None:
         trained = model(warmup_steps=1)
         network = trained.model.network
         encoder = {name: weight.clone() for name, weight in network.encoder.backbone.state_dict().items()}
         before = {name: weight.clone() for name, weight in network.named_parameters() if weight.requires_grad}
-        engine(tmp_path, max_epochs=2).fit(trained, datamodule=datamodule())
+        assert len(encoder) > 50
+        assert {name.split(".")[0] for name in before} == {"extractor", "bottleneck", "decoder"}
+        quiet_engine(max_epochs=2).fit(trained, datamodule=datamodule())
         for name, weight in network.encoder.backbone.state_dict().items():
             assert torch.equal(weight, encoder[name]), name
         same = [
@@ -228,23 +260,14 @@ class ModelTester(SiblingTester):
         ]
         assert not same
 
-    def test_checkpoints_hold_what_was_trained_and_no_encoder(self, model, datamodule, tmp_path: Path) -> None:
-        trained = model()
-        engine(tmp_path).fit(trained, datamodule=datamodule())
-        (resumable,) = tmp_path.rglob("model.ckpt")
-        finished = resumable.with_name("finished.ckpt")
-        for path in (resumable, finished):
+    def test_checkpoints_hold_what_was_trained_and_no_encoder(self, finished: Finished) -> None:
+        (resumable,) = finished.folder.rglob("model.ckpt")
+        trained = [weight for weight in finished.model.parameters() if weight.requires_grad]
+        for path, copies in ((finished.checkpoint, 1.1), (resumable, 4.2)):
             state = torch.load(path, weights_only=True)["state_dict"]
+            assert "model.network.extractor.queries" in state
             assert not [name for name in state if "encoder" in name]
-        trained_bytes = sum(4 * weight.numel() for weight in trained.parameters() if weight.requires_grad)
-        assert finished.stat().st_size < 1.1 * trained_bytes
-        assert resumable.stat().st_size < 4.2 * trained_bytes
-
-        loaded = self.model_class.load_from_checkpoint(finished).eval()
-        images = torch.rand(1, 3, 100, 90)
-        with torch.no_grad():
-            for ours, theirs in zip(loaded(images), trained.eval()(images), strict=True):
-                assert torch.equal(ours, theirs)
+            assert path.stat().st_size < copies * sum(4 * weight.numel() for weight in trained)
 
     @pytest.mark.parametrize(
         "length",
@@ -256,9 +279,10 @@ class ModelTester(SiblingTester):
         ids=["epochs", "steps", "steps, no validation"],
     )
     def test_resumed_training_ends_bitwise_where_an_unbroken_one_ends(
-        self, length, model, datamodule, tmp_path: Path
+        self, length, model, datamodule, quiet_engine, tmp_path: Path
     ) -> None:
-        assert train_broken_off_and_resumed(lambda: model(warmup_steps=3), datamodule, tmp_path, **length) == []
+        make = partial(model, warmup_steps=3)
+        assert train_broken_off_and_resumed(make, datamodule, quiet_engine, tmp_path, **length) == []
 
     def test_resumed_training_ends_bitwise_with_workers_too(
         self, tiny_encoder_file: Path, data: Path, tmp_path: Path
@@ -267,19 +291,14 @@ class ModelTester(SiblingTester):
         names = [__file__, self.model_class.__name__, tiny_encoder_file, data, tmp_path]
         subprocess.run([sys.executable, "-c", WITH_WORKERS, *map(str, names)], check=True, timeout=300)
 
-    def test_schedule_counts_optimiser_steps(self, model, datamodule, tmp_path: Path) -> None:
-        rates = []
-
-        class Record(Callback):
-            def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-                rates.append(optimizer.param_groups[0]["lr"])
-
-        run = engine(tmp_path, max_epochs=3, accumulate_grad_batches=2, callbacks=[Record()])
+    def test_schedule_counts_optimiser_steps(self, model, datamodule, quiet_engine) -> None:
+        rates = Rates()
+        run = quiet_engine(max_epochs=3, accumulate_grad_batches=2, callbacks=[rates])
         run.fit(model(warmup_steps=2, learning_rate=1e-3, final_learning_rate=1e-4), datamodule=datamodule())
         # 32 images make 4 batches and so 2 optimiser steps an epoch: 6 in all
-        assert len(rates) == 6
+        assert len(rates.values) == 6
         cosine = [1e-4 + 4.5e-4 * (1 + torch.cos(torch.tensor(torch.pi * s / 4)).item()) for s in range(4)]
-        assert rates == pytest.approx([0.0, 1e-3, *cosine], rel=1e-5)
+        assert rates.values == pytest.approx([0.0, 1e-3, *cosine], rel=1e-5)
 
     def test_a_recipe_fills_in_what_is_not_given(self, model) -> None:
         rates = {"published": self.published_rate, "short": 1e-4}
@@ -291,54 +310,56 @@ class ModelTester(SiblingTester):
         with pytest.raises(ValueError, match="recipe must be one of published, short, got 'long'"):
             model(recipe="long")
 
-    def test_max_steps_sets_the_length_of_the_schedule(self, model, datamodule, tmp_path: Path) -> None:
-        run = engine(tmp_path, max_epochs=-1, max_steps=6)
+    def test_max_steps_sets_the_length_of_the_schedule(self, model, datamodule, quiet_engine) -> None:
+        run = quiet_engine(max_epochs=-1, max_steps=6)
         run.fit(model(), datamodule=datamodule())
         assert run.trainer.global_step == 6
         assert run.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)
 
-    def test_thresholds_are_those_of_the_last_step(self, model, datamodule, tmp_path: Path) -> None:
+    def test_thresholds_are_those_of_the_last_step(self, model, datamodule, quiet_engine) -> None:
         trained, images = model(), datamodule()
-        run = engine(tmp_path, max_epochs=-1, max_steps=6)  # in the middle of the second epoch
+        run = quiet_engine(max_epochs=-1, max_steps=6)  # in the middle of the second epoch
         run.fit(trained, datamodule=images)
         chosen = trained.post_processor.image_threshold.clone()
         run.validate(trained, datamodule=images)
         assert torch.equal(trained.post_processor.image_threshold, chosen)
 
-    def test_resuming_for_longer_lays_out_the_schedule_anew(self, model, datamodule, tmp_path: Path) -> None:
-        engine(tmp_path / "short").fit(model(warmup_steps=1, learning_rate=1e-3), datamodule=datamodule())
+    def test_resuming_for_longer_lays_out_the_schedule_anew(
+        self, model, datamodule, quiet_engine, tmp_path: Path
+    ) -> None:
+        quiet_engine(tmp_path / "short").fit(model(warmup_steps=1, learning_rate=1e-3), datamodule=datamodule())
         (checkpoint,) = tmp_path.rglob("model.ckpt")
-        rates = []
-
-        class Record(Callback):
-            def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-                rates.append(optimizer.param_groups[0]["lr"])
-
-        run = engine(tmp_path / "long", max_epochs=3, callbacks=[Record()])
+        rates = Rates()
+        run = quiet_engine(tmp_path / "long", max_epochs=3, callbacks=[rates])
         run.fit(model(warmup_steps=1, learning_rate=1e-3), datamodule=datamodule(), ckpt_path=checkpoint)
         # 4 of 12 steps are done; the step that follows a resume still has the rate that the checkpoint holds
         cosine = [1e-4 + 4.5e-4 * (1 + torch.cos(torch.tensor(torch.pi * (s - 1) / 11)).item()) for s in range(5, 12)]
-        assert rates[1:] == pytest.approx(cosine, rel=1e-5)
+        assert rates.values[1:] == pytest.approx(cosine, rel=1e-5)
 
     @pytest.mark.parametrize(("given", "expected"), [({}, 200), ({"max_epochs": 7}, 7)])
-    def test_200_epochs_unless_the_user_says_otherwise(self, model, datamodule, tmp_path, given, expected: int) -> None:
+    def test_200_epochs_unless_the_user_says_otherwise(
+        self, model, datamodule, quiet_engine, given, expected: int
+    ) -> None:
         class Stop(Callback):
+            found: tuple[int, int]
+
             def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-                assert trainer.max_epochs == expected
-                assert trainer.estimated_stepping_batches == 4 * expected
+                self.found = (trainer.max_epochs, trainer.estimated_stepping_batches)
                 trainer.should_stop = True
 
-        run = engine(tmp_path, callbacks=[Stop()], limit_val_batches=0, **{"max_epochs": None, **given})
+        stop = Stop()
+        run = quiet_engine(callbacks=[stop], limit_val_batches=0, **{"max_epochs": None, **given})
         run.fit(model(), datamodule=datamodule())
+        assert stop.found == (expected, 4 * expected)
 
-    def test_a_training_without_a_step_is_none(self, model, datamodule, tmp_path: Path) -> None:
-        run = engine(tmp_path, limit_train_batches=0)
+    def test_a_training_without_a_step_is_none(self, model, datamodule, quiet_engine) -> None:
+        run = quiet_engine(limit_train_batches=0)
         with pytest.raises(RuntimeError, match=r"Nothing was trained: .* limit_train_batches=0"):
             run.train(model(), datamodule=datamodule())
 
     @pytest.mark.parametrize(("given", "limit"), [({}, 0.1), ({"gradient_clip_val": 0.02}, 0.02)])
     def test_gradients_are_clipped_at_the_papers_norm_or_the_users(
-        self, model, datamodule, tmp_path, given, limit
+        self, model, datamodule, quiet_engine, given, limit
     ) -> None:
         norms = []
 
@@ -349,11 +370,11 @@ class ModelTester(SiblingTester):
                     if gradients:
                         norms.append(torch.nn.utils.get_total_norm(gradients).item())
 
-        engine(tmp_path, callbacks=[Record()], **given).fit(model(), datamodule=datamodule())
+        quiet_engine(callbacks=[Record()], **given).fit(model(), datamodule=datamodule())
         assert norms
         assert max(norms) == pytest.approx(limit, rel=1e-3)
 
-    def test_nan_loss_stops_the_training_and_names_the_step(self, model, datamodule, tmp_path: Path) -> None:
+    def test_nan_loss_stops_the_training_and_names_the_step(self, model, datamodule, quiet_engine) -> None:
         class Poison(Callback):
             def on_train_batch_start(
                 self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -364,7 +385,7 @@ class ModelTester(SiblingTester):
 
         trained = model()
         with pytest.raises(NonFiniteLossError, match=r"step 2 \(epoch 0\).*images with NaN"):
-            engine(tmp_path, callbacks=[Poison()]).fit(trained, datamodule=datamodule())
+            quiet_engine(callbacks=[Poison()]).fit(trained, datamodule=datamodule())
         assert all(torch.isfinite(weight).all() for weight in trained.parameters())
 
     def test_zero_shot_reading_needs_no_other_weights(self, model, tmp_path: Path) -> None:

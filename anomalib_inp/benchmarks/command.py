@@ -6,15 +6,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.text import Text
 
-from anomalib_inp.benchmarks.report import write_report
-from anomalib_inp.benchmarks.runs import Benchmark, Rows
 from anomalib_inp.benchmarks.settings import SettingName
-from anomalib_inp.data import Source
-from anomalib_inp.evaluation.report import metrics_table
+from anomalib_inp.data.source import Source
 from anomalib_inp.models.registry import MODELS
 
 if TYPE_CHECKING:
@@ -62,6 +58,12 @@ def benchmark(
         data_args: Further arguments of MultiCategory, such as train_batch_size.
         trainer_args: Arguments of the trainer, such as max_steps or precision.
     """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from anomalib_inp.benchmarks.report import write_report
+    from anomalib_inp.benchmarks.runs import Benchmark, Rows
+    from anomalib_inp.evaluation.report import metrics_table
+
     data = {
         "source": source,
         "root": root,

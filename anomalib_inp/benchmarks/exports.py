@@ -10,23 +10,21 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
-from anomalib.data import InferenceBatch
-from lightning.pytorch.utilities import rank_zero_warn
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from anomalib_inp.exporting import quantization
-from anomalib_inp.exporting.convert import graph_of, metadata_of, save_openvino, to_openvino
-from anomalib_inp.models.encoder_model import EncoderModel
 from anomalib_inp.models.registry import load_model
-from anomalib_inp.runtime.model import ExportedModel
-from anomalib_inp.runtime.predict import Item, find_images, measure, predict, read
+from anomalib_inp.runtime.folder import Item, find_images, labelled
+from anomalib_inp.runtime.model import ExportedModel, Predictions
+from anomalib_inp.runtime.predict import predict, read
+
+if TYPE_CHECKING:
+    from anomalib_inp.models.encoder_model import EncoderModel
 
 WARM_UP = 3
 PROCESS = Path("/proc/self")
@@ -80,16 +78,21 @@ class _TorchModel(ExportedModel):
     """A checkpoint that is run like an export."""
 
     def __init__(self, checkpoint: Path) -> None:
+        from anomalib_inp.exporting.convert import graph_of, metadata_of
+
         model = load_model(checkpoint)
         self.metadata = metadata_of(model)
         self._graph = graph_of(model)
 
-    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[InferenceBatch]:
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Predictions]:
         """Run batches one after the other."""
+        import torch
+
         for images in batches:
             with torch.inference_mode():
                 outputs = self._graph(torch.from_numpy(images))
-            yield InferenceBatch(*(None if output is None else output.numpy() for output in outputs))
+            results = (None if output is None else output.numpy() for output in outputs)
+            yield Predictions(*results)  # type: ignore[arg-type]
 
 
 def benchmark_export(
@@ -116,6 +119,8 @@ def benchmark_export(
         FileNotFoundError: No checkpoint, or no images.
         ValueError: Too few runs.
     """
+    from lightning.pytorch.utilities import rank_zero_warn
+
     if runs < 2:
         msg = f"runs must be at least 2, got {runs}."
         raise ValueError(msg)
@@ -140,9 +145,12 @@ def benchmark_export(
     report(costs, output, console)
 
 
-def export_all(model: EncoderModel, checkpoint: Path, normal: list[Item], output: Path) -> Iterator[Format]:
+def export_all(model: "EncoderModel", checkpoint: Path, normal: list[Item], output: Path) -> Iterator[Format]:
     """Write every format and list how each is measured, PyTorch first."""
     import openvino
+
+    from anomalib_inp.exporting import quantization
+    from anomalib_inp.exporting.convert import save_openvino, to_openvino
 
     encoder = sum(parameter.nbytes for parameter in model.model.network.encoder.parameters())
     yield Format("PyTorch", checkpoint, beside=encoder)
@@ -153,7 +161,7 @@ def export_all(model: EncoderModel, checkpoint: Path, normal: list[Item], output
         "OpenVINO FP16": save_openvino(graph, output / "fp16.xml", half=True),
     }
     if normal:
-        samples = [read(item) for item in normal[: quantization.CALIBRATION_IMAGES]]
+        samples = [read(item.path) for item in normal[: quantization.CALIBRATION_IMAGES]]
         graph = quantization.quantize(graph, samples, model.quantised)
         exports["OpenVINO INT8"] = save_openvino(graph, output / "int8.xml", half=True)
     for device in openvino.Core().available_devices:
@@ -164,11 +172,15 @@ def export_all(model: EncoderModel, checkpoint: Path, normal: list[Item], output
 
 def cost_of(entry: Format, items: list[Item], runs: int, threads: int | None) -> Cost:
     """Measure one format in this process."""
+    import torch
+
+    from anomalib_inp.evaluation.predictions import measure
+
     if threads:
         torch.set_num_threads(threads)
     before = memory_now()
     model = _load(entry, "latency", threads)
-    batches = [read(item) for item in items[:runs]]
+    batches = [read(item.path) for item in items[:runs]]
     times = []
     for index in range(-WARM_UP, runs):
         start = time.perf_counter()
@@ -177,8 +189,8 @@ def cost_of(entry: Format, items: list[Item], runs: int, threads: int | None) ->
             times.append(1000 * (time.perf_counter() - start))
     memory = memory_peak() - before
 
-    predictions = [predict(model, item) for item in items]
-    values = measure(predictions, model.metadata.crop_box)
+    results = [(item, predict(model, item.path)) for item in items]
+    values, _ = measure(labelled(results, model.metadata.crop_box), len(items))
 
     many = _load(entry, "throughput", threads)
     list(many.stream(iter(batches[:WARM_UP])))
@@ -191,7 +203,7 @@ def cost_of(entry: Format, items: list[Item], runs: int, threads: int | None) ->
         memory=memory,
         image_auroc=values.get("image_AUROC", np.nan),
         pixel_ap=values.get("pixel_AP", np.nan),
-        scores=[prediction.score for prediction in predictions],
+        scores=[prediction.score for _, prediction in results],
     )
 
 

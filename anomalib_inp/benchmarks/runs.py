@@ -205,7 +205,7 @@ def train_and_test(model: AnomalibModule, data: MultiCategory, engine: Engine, f
         try:
             read_checkpoint(stopped[-1], mmap=True)
         except ValueError as fault:
-            msg = f"{fault} Without it the run begins anew: remove it."
+            msg = f"{fault} Remove it to begin the run again."
             raise ValueError(msg) from fault
     engine.fit(model, datamodule=data, ckpt_path=stopped[-1] if stopped else None)
     engine.test(model, datamodule=data)

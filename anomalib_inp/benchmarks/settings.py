@@ -3,14 +3,17 @@
 
 """The settings of the papers as values: what each sets, what it needs, and which trainings it makes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from anomalib.data import AnomalibDataModule
+if TYPE_CHECKING:
+    from anomalib.data import AnomalibDataModule
 
-from anomalib_inp.data import MultiCategory
+    from anomalib_inp.data import MultiCategory
 
 SettingName = Literal["single_class", "multi_class", "super_multi_class", "few_shot", "zero_shot", "semi_supervised"]
 Trainings = dict[str, dict[str, list[str]]]
@@ -140,7 +143,7 @@ def choose_setting(
             raise ValueError(msg)
     sets = {**setting.data, **setting.model, **numbers}
     if taken := [f"{argument}={value}" for argument, value in sets.items() if argument in given]:
-        msg = f"{name} says {', '.join(taken)} itself: leave it out."
+        msg = f"{name} sets {', '.join(taken)} itself: leave it out."
         raise ValueError(msg)
     data, model_args = ({argument: sets[argument] for argument in part} for part in (setting.data, setting.model))
     return replace(setting, data=data, model=model_args)

@@ -44,7 +44,7 @@ def check_masks(datamodule: LightningDataModule | None) -> None:
     if ignored := [path for path in there if path.suffix not in suffixes]:
         kinds = ", ".join(sorted({path.suffix for path in ignored}))
         left_out = (
-            f"{type(datamodule).__name__} reads {' and '.join(suffixes)} alone: {len(ignored)} files ({kinds}) "
+            f"{type(datamodule).__name__} reads only {' and '.join(suffixes)}: {len(ignored)} files ({kinds}) "
             f"of {folder} are left out. Convert them, or name the folders of images to the data module Folder."
         )
         if len(ignored) == len(there):

@@ -107,8 +107,8 @@ class MultiCategory(AnomalibDataModule):
             raise ValueError(msg)
         if shots is not None and not is_repeatable(self.train_augmentations):
             msg = (
-                "shots makes the views of its images once, so that changes which should be drawn anew in every epoch "
-                f"would be drawn once and kept. Leave out train_augmentations, got {self.train_augmentations}."
+                "shots makes the views of its images once, so random changes would be the same in every epoch. Leave "
+                f"out train_augmentations, got {self.train_augmentations}."
             )
             raise ValueError(msg)
         if type(seed) is not int or seed < 0:
@@ -189,8 +189,8 @@ class MultiCategory(AnomalibDataModule):
         tested = self.test_data.samples
         if (again := tested[tested.image_path.duplicated(keep=False)]).size:
             msg = (
-                f"The same images are tested in several categories ({', '.join(sorted(set(again.category)))}), which "
-                f"an image tells by its file: {first_few(sorted(set(again.image_path)))}."
+                f"The same images are tested in several categories ({', '.join(sorted(set(again.category)))}), but the "
+                f"category of an image is known by its file: {first_few(sorted(set(again.image_path)))}."
             )
             raise DataError(msg)
         validated = {name: module.val_data for name, module in self.tested.items() if hasattr(module, "val_data")}

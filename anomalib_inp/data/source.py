@@ -52,7 +52,7 @@ def given_sources(single: Source, sources: Sequence[Source] | None) -> Sequence[
     if not among and (single.root or single.arguments or single.source != Source.source):
         there = ", ".join(f"{one.source} in {one.root}" for one in sources)
         msg = (
-            f"source={single.source} in root={single.root} is none of the sources, {there}: give sources alone, each "
+            f"source={single.source} in root={single.root} is none of the sources, {there}: give only sources, each "
             "with its root and arguments, or no sources."
         )
         raise ValueError(msg)

@@ -170,8 +170,8 @@ def _checked_layers(target_layers: Sequence[int], depth: int, num_groups: int) -
         )
         raise ValueError(msg)
     if not layers or layers != sorted(set(layers)) or len(layers) % num_groups:
-        count = {1: "a number", 2: "an even number"}.get(num_groups, f"a multiple of {num_groups}")
-        msg = f"target_layers must be {count} of different blocks in increasing order, got {layers}."
+        count = {1: "some", 2: "an even number of"}.get(num_groups, f"a multiple of {num_groups}")
+        msg = f"target_layers must be {count} different blocks in increasing order, got {layers}."
         raise ValueError(msg)
     return layers
 

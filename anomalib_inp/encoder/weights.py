@@ -44,7 +44,7 @@ def build_encoder(
 
     Raises:
         ValueError: Unknown encoder, or weights of another architecture.
-        FileNotFoundError: The weights cannot be had; the message names the ways to get them.
+        FileNotFoundError: The weights are unavailable; the message names the ways to get them.
     """
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models("vit_*"), n=3) or ["vit_base_patch14_reg4_dinov2"]

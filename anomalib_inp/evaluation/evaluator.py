@@ -12,6 +12,7 @@ import torch
 from anomalib.metrics import Evaluator
 from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
+from torch import distributed
 
 from anomalib_inp.data.subset import MEAN, Subset
 from anomalib_inp.evaluation.functional import FIELDS, of_each, seven_metrics
@@ -50,7 +51,10 @@ class PaperEvaluator(Evaluator):
         pixels = ExactPixels if _num_images(trainer) <= self.exact_images else BinnedPixels
         count = len(_categories(trainer))
         self.test_metrics = torch.nn.ModuleList([ImageScores(), pixels(count)]).to(pl_module.device)
-        self.setup(trainer, pl_module, "test")  # where they are kept
+        # Processes with GPUs share by these alone; anomalib, which counts the devices of one machine, overlooks one
+        # process on each of several machines, and a single one that was started like many.
+        if not (distributed.is_available() and distributed.is_initialized()):
+            self.metrics_to_cpu(self.test_metrics)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any

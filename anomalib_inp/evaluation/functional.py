@@ -100,6 +100,7 @@ def _computed(batch: Any, kind: str) -> dict[str, float]:
     if kind == "pixel":
         metrics.append(AUPRO(FIELDS[kind], "pixel_", strict=False))
     for metric in metrics:
+        metric.distributed_available_fn = lambda: False  # they are given all that there is, whatever process it is from
         metric.update(batch)
     return {metric.name: metric.compute().item() for metric in metrics if metric.update_called}
 

@@ -5,17 +5,21 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anomalib.data import AnomalibDataModule
 from anomalib.deploy import CompressionType, ExportType
-from anomalib.models.components.base.export_mixin import ExportMixin
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torchmetrics import Metric
 
 from anomalib_inp.evaluation.metrics import AUROC
 from anomalib_inp.exporting import convert, quantization
 from anomalib_inp.runtime.metadata import Metadata
+
+if TYPE_CHECKING:
+    from anomalib.models.components.base.export_mixin import ExportMixin
+else:  # a model brings it along; importing anomalib.models from here would import our models, which need this module
+    ExportMixin = object
 
 
 class InpExport(ExportMixin):

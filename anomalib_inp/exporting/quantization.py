@@ -99,7 +99,7 @@ def calibration_images(datamodule: AnomalibDataModule | None) -> list[np.ndarray
     _nncf()
     if datamodule is None:
         msg = (
-            "INT8 takes normal images to find the range of every layer with: give the training's data, "
+            "INT8 needs normal images to find the range of every layer: give the training's data, "
             "anomalib export ... --data MVTecAD --data.root DIR --data.category NAME, or datamodule=..."
         )
         raise ValueError(msg)
@@ -123,7 +123,7 @@ def validation_items(datamodule: AnomalibDataModule) -> list[ImageItem]:
     if labels != {False, True}:
         found = "none" if not labels else "anomalous ones" if labels == {True} else "normal ones"
         msg = (
-            f"Watching the accuracy takes normal and anomalous validation images, got {found} only. Choose some with "
+            f"Watching the accuracy needs normal and anomalous validation images, got {found} only. Choose some with "
             "--data.val_split_mode from_test, or quantise without the watch: --compression_type INT8_PTQ."
         )
         raise ValueError(msg)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anomalib_inp.models.encoder_model import EncoderModel
+    from anomalib.models.components import AnomalibModule
 
 MODELS = {
     "InpFormer": "anomalib_inp.models.inp_former",
@@ -23,13 +23,13 @@ def import_models() -> None:
         import_module(module)
 
 
-def model_class(name: str) -> "type[EncoderModel]":
+def model_class(name: str) -> "type[AnomalibModule]":
     """Find a model by its name; whichever is asked for, all are imported."""
     import_models()
     return getattr(import_module(MODELS[name]), name)
 
 
-def load_model(checkpoint: str | Path, **kwargs: Any) -> "EncoderModel":
+def load_model(checkpoint: str | Path, **kwargs: Any) -> "AnomalibModule":
     """Load a checkpoint of ours on the CPU, whichever model it is of.
 
     Args:

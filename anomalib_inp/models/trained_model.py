@@ -112,7 +112,7 @@ class TrainedModel(EncoderModel):
 
     @cached_property
     def _reconstruct(self) -> Callable[[nn.Module, Tensor | PatchFeatures], Reconstruction]:
-        return torch.compile(reconstruct) if self.compile_training else reconstruct
+        return _compiled() if self.compile_training else reconstruct
 
     def on_fit_end(self) -> None:
         """Forget what was compiled: it cannot be saved with the model (``to_torch``)."""
@@ -148,3 +148,20 @@ def reconstruct(network: nn.Module, source: Tensor | PatchFeatures) -> Reconstru
     if isinstance(source, PatchFeatures):
         return network.reconstruct(source.full_precision())
     return network(source)
+
+
+def _compiled() -> Callable[[nn.Module, Tensor | PatchFeatures], Reconstruction]:
+    """Compile :func:`reconstruct`; in and out go plain tuples, of which torch.compile 2.11 mixes up the named ones."""
+
+    @torch.compile
+    def stages(network: nn.Module, source: Tensor | tuple[list[Tensor], tuple[int, int]]) -> tuple[Any, ...]:
+        named = source if isinstance(source, Tensor) else PatchFeatures(*source)
+        features, prototypes, groups = reconstruct(network, named)
+        return (features.groups, features.grid), prototypes, groups
+
+    def run(network: nn.Module, source: Tensor | PatchFeatures) -> Reconstruction:
+        plain = source if isinstance(source, Tensor) else tuple(source)
+        features, prototypes, groups = stages(network, plain)
+        return Reconstruction(PatchFeatures(*features), prototypes, groups)
+
+    return run

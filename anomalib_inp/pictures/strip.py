@@ -7,15 +7,24 @@ The anomaly map covers the part of the image that the model inspects. These pict
 keep the image's aspect ratio; anomalib's own ``ImageVisualizer`` stretches image and map to one square.
 """
 
-import cv2
+from collections.abc import Iterable
+
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
 
 PAPER, LINE, INK, _FAINT = (255, 255, 255), (208, 212, 218), (32, 36, 42), (104, 112, 122)
 _TRUTH, _FOUND, _FINE, _WRONG = (0, 214, 143), (235, 32, 38), (0, 128, 72), (176, 92, 0)
+# matplotlib's inferno from 15 to 92 %: without its black and near-white ends it stands out from dark and from bright
+# parts alike.
+_HEAT = np.frombuffer(
+    bytes.fromhex(
+        "2b0b57360961410a674b0c6b550f6d5f136e68166e721a6e7c1d6d86216b8f2468992865a32c61ad305db63458bf3952c83e4c"
+        "d04545d84c3edf5337e55c30eb6528f06e21f47919f78311f98e09fb9906fca50afcb115fbbd22f9c931f6d542f4e156"
+    ),
+    dtype=np.uint8,
+).reshape(-1, 3)
 # A line-scan image of 10:1 would otherwise make a strip that is 40 panel heights wide.
 _WIDEST_PANEL = 3
 
@@ -71,8 +80,7 @@ def draw_result(
         msg = f"vmax must exceed vmin and height must be positive, got vmin={vmin}, vmax={vmax}, height={height}."
         raise ValueError(msg)
 
-    picture = to_rgb(image)
-    picture = picture.resize(_panel_size(picture.size, height), Image.Resampling.LANCZOS)
+    picture = panel_image(image, height)
     plain = np.asarray(picture)
 
     panels = {"image": plain}
@@ -116,9 +124,12 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).convert("RGB")
 
 
-def _panel_size(size: tuple[int, int], height: int) -> tuple[int, int]:
-    scale = min(height / size[1], _WIDEST_PANEL * height / size[0])
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+def panel_image(image: Image.Image | np.ndarray, height: int = 256) -> Image.Image:
+    """Bring an image to the size of a panel; what has it stays as it is."""
+    picture = to_rgb(image)
+    scale = min(height / picture.height, _WIDEST_PANEL * height / picture.width)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _place(plane: Image.Image, crop_box: CropBox, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
@@ -136,14 +147,31 @@ def place_mask(mask: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> np
     # Nearest neighbour steps over thin scratches when a large mask shrinks, so they are widened to one panel pixel.
     shrink_x = int(np.ceil(mask.shape[1] / (size[0] * (crop_box.right - crop_box.left))))
     shrink_y = int(np.ceil(mask.shape[0] / (size[1] * (crop_box.bottom - crop_box.top))))
-    solid = cv2.dilate(mask.astype(bool).astype(np.uint8), np.ones((shrink_y, shrink_x), np.uint8))
-    return _place(Image.fromarray(solid), crop_box, size, Image.Resampling.NEAREST) > 0
+    solid = _dilate(_dilate(mask.astype(bool), _line(shrink_x)), ((y, x) for x, y in _line(shrink_y)))
+    return _place(Image.fromarray(solid.astype(np.uint8)), crop_box, size, Image.Resampling.NEAREST) > 0
+
+
+def _line(length: int) -> list[tuple[int, int]]:
+    """Rows and columns of the pixels of a horizontal line around its middle."""
+    return [(0, x - length // 2) for x in range(length)]
+
+
+def _dilate(mask: np.ndarray, neighbours: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Set every pixel of a bool mask ``(H, W)`` that has one of these neighbours (rows down, columns right) in it."""
+    grown = np.zeros_like(mask)
+    height, width = mask.shape
+    for y, x in neighbours:
+        to_rows, to_columns = slice(max(0, -y), height - max(0, y)), slice(max(0, -x), width - max(0, x))
+        of_rows, of_columns = slice(max(0, y), height - max(0, -y)), slice(max(0, x), width - max(0, -x))
+        if abs(y) < height and abs(x) < width:
+            grown[to_rows, to_columns] |= mask[of_rows, of_columns]
+    return grown
 
 
 def _glow(panel: np.ndarray, level: np.ndarray) -> np.ndarray:
     """Blend colours over the panel: clear where the level is low, nearly solid well above the threshold of 0.5."""
-    # Without its black and near-white ends, the colour map stands out from dark and from bright parts alike.
-    colours = colormaps["inferno"](0.15 + 0.77 * level)[..., :3] * 255
+    steps = np.linspace(0, 1, len(_HEAT))
+    colours = np.stack([np.interp(level, steps, channel) for channel in _HEAT.T], axis=-1)
     ramp = np.clip((level - 0.15) / 0.65, 0, 1)[..., None]
     opacity = 0.9 * ramp**2 * (3 - 2 * ramp)
     return (panel * (1 - opacity) + colours * opacity).round().astype(np.uint8)
@@ -155,8 +183,10 @@ def _dim(panel: np.ndarray) -> np.ndarray:
 
 def _outline(panel: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], height: int) -> np.ndarray:
     # Around the mask, not on its edge: on a small defect the line would hide what it points at.
-    reach = 2 * max(1, height // 128) + 1
-    ring = cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))) > mask
+    reach = max(1, height // 128)
+    widths = [round((reach**2 - y**2) ** 0.5) for y in range(-reach, reach + 1)]
+    disc = [(row - reach, x) for row, width in enumerate(widths) for x in range(-width, width + 1)]
+    ring = _dilate(mask, disc) & ~mask
     return np.where(ring[..., None], np.array(colour, np.uint8), panel)
 
 
@@ -168,7 +198,7 @@ def _hatch_outside(panel: np.ndarray, crop_box: CropBox, height: int) -> np.ndar
     period = max(6, height // 24)
     stripe = np.clip(1.5 - np.abs((columns + rows) % period - period / 2), 0, 1)[..., None] * 0.45
     hatched = _dim(panel) * (1 - stripe) + 255 * stripe
-    border = cv2.dilate(inside.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool) & ~inside
+    border = _dilate(inside, [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]) & ~inside
     hatched[border] = 255
     return np.where(inside[..., None], panel, hatched).astype(np.uint8)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from anomalib_inp.files import replacing
+from anomalib_inp.runtime.engines import require
 from anomalib_inp.runtime.metadata import KEY, LABELS, Metadata, read_metadata
 from anomalib_inp.thresholds.scale import Thresholds, move
 
@@ -49,9 +50,7 @@ def set_thresholds(
 
 
 def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
-    import openvino
-    from openvino import opset13
-
+    openvino = require("openvino", "openvino", path)
     model = openvino.Core().read_model(path)
     for name, value in moved.items():
         # label = (raw - threshold) / span > limit; OpenVINO writes the subtraction as an addition, the division as a
@@ -62,7 +61,7 @@ def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> 
         signs = {"Add": -1, "Subtract": 1}
         if shift.get_type_name() not in signs:
             raise ValueError(_not_ours(path))
-        constant = opset13.constant(np.array(signs[shift.get_type_name()] * value, dtype=np.float32))
+        constant = openvino.opset13.constant(np.array(signs[shift.get_type_name()] * value, dtype=np.float32))
         shift.input(1).replace_source_output(constant.output(0))
     model.set_rt_info(metadata.to_json(), KEY)
     weights = path.with_suffix(".bin")
@@ -74,8 +73,7 @@ def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> 
 
 
 def _write_onnx(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
-    import onnx
-
+    onnx = require("onnx", "onnx", path)
     model = onnx.load(path)
     graph = model.graph
     nodes = {output: node for node in graph.node for output in node.output}

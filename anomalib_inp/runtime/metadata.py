@@ -4,8 +4,11 @@
 """What an exported model says of itself."""
 
 import json
+from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -13,6 +16,7 @@ from anomalib_inp.frame import CropBox
 from anomalib_inp.thresholds.scale import Scale
 
 KEY = "anomalib_inp"
+_METADATA_PROPS = 14  # number of that field of an ONNX file
 LABELS = {"image": "pred_label", "pixel": "pred_mask"}
 
 
@@ -90,23 +94,58 @@ def read_metadata(path: str | Path) -> Metadata:
         raise FileNotFoundError(msg)
     try:
         text = (_onnx_text if path.suffix == ".onnx" else _openvino_text)(path)
-    except Exception as error:  # each runtime has its own
-        msg = f"{path} cannot be read as a model; an OpenVINO model needs its .bin beside it. {type(error).__name__}"
-        raise ValueError(msg) from error
+    except Exception as error:  # whatever a broken file leads to
+        raise unreadable(path, error) from error
     if text is None:
         msg = f"{path} carries no metadata of anomalib-inp; export the model with anomalib export --model InpFormer."
         raise ValueError(msg)
     return Metadata.from_json(text)
 
 
-def _onnx_text(path: Path) -> str | None:
-    import onnx
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """Make the error of a file that is no model."""
+    msg = f"{path} cannot be read as a model; an OpenVINO model needs its .bin beside it. {type(error).__name__}"
+    return ValueError(msg)
 
-    return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}.get(KEY)
+
+def _onnx_text(path: Path) -> str | None:
+    # Not by ONNX Runtime, which would start a session: the fields of the file lie one after the other, and the graph,
+    # which is nearly all of it, is stepped over.
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        entries = [content[start:end] for field, start, end in _fields(content) if field == _METADATA_PROPS]
+    pairs = ([entry[start:end].decode() for _, start, end in _fields(entry)] for entry in entries)
+    return dict(pair for pair in pairs if len(pair) == 2).get(KEY)
+
+
+def _fields(content: bytes | mmap) -> Iterator[tuple[int, int, int]]:
+    """Number of each field of a protobuf message, and where its content begins and ends."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = content[position]
+            position, value, shift = position + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while position < len(content):
+        field, kind = divmod(varint(), 8)
+        start = position
+        if kind == 0:
+            varint()
+        else:
+            size = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+            start = position
+            position += size
+        if position > len(content):
+            raise EOFError
+        yield field, start, position
 
 
 def _openvino_text(path: Path) -> str | None:
-    import openvino
-
-    model = openvino.Core().read_model(path)
-    return model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
+    path.with_suffix(".bin").stat()
+    # Not by OpenVINO, which would build the model: this is the text of an attribute of one of the last elements.
+    entry = ElementTree.parse(path).find(f"rt_info/{KEY}")  # noqa: S314 - Python's parser limits what entities expand to
+    return None if entry is None else entry.get("value")

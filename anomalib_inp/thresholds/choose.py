@@ -12,12 +12,55 @@ from anomalib.metrics import F1AdaptiveThreshold, MinMax
 from torch import Tensor, nn
 from torchmetrics import CatMetric, SumMetric
 
+from anomalib_inp.data.subset import Subset
 from anomalib_inp.evaluation.pixels import PixelCounts, bin_of, lower_edge
 from anomalib_inp.evaluation.scores import ImageScores
 from anomalib_inp.thresholds.scale import Scale
 
 # A map is upsampled from patches and blurred: every fourth pixel in each direction holds what all hold.
 PIXEL_STRIDE = 4
+
+
+class ValidationScales(nn.Module):
+    """Collects validation images, those that this process counts, and chooses scales from them.
+
+    Args:
+        subset: The validation images.
+        per_category: Whether each category has scales of its own besides the common ones.
+        image_quantile: Without anomalous images: this quantile of the scores is the image threshold.
+        pixel_quantile: Without anomalous images: this quantile of the pixels is the pixel threshold.
+    """
+
+    def __init__(self, subset: Subset, per_category: bool, image_quantile: float, pixel_quantile: float) -> None:
+        super().__init__()
+        self.subset = subset
+        self.common = CommonScales(image_quantile, pixel_quantile)
+        count = len(subset.names)
+        self.of_each = CategoryScales(count, image_quantile, pixel_quantile) if per_category else None
+
+    def update(self, batch: Any) -> None:
+        """Add a batch with raw scores ``(B,)`` and maps ``(B, H, W)``; without labels, all images are normal."""
+        belongs, device = self.subset.attach(batch), batch.pred_score.device
+        counted = belongs.counted.to(device)
+        if len(self.subset) < self.subset.world_size:  # a process without any image would not take part in choosing
+            counted = torch.ones_like(counted)
+        if not counted.any():
+            return
+        scores, maps = batch.pred_score[counted], batch.anomaly_map[counted]
+        categories, masked = belongs.indices.to(device)[counted], belongs.masked.to(device)[counted]
+        labels = torch.zeros_like(categories) if batch.gt_label is None else batch.gt_label[counted]
+        masks = None if batch.gt_mask is None else batch.gt_mask[counted]
+        for chosen, truth in ((masked, masks), (~masked, None)):
+            if self.of_each is not None and chosen.any():
+                values = (scores[chosen], labels[chosen], maps[chosen])
+                self.of_each.update(*values, None if truth is None else truth[chosen], categories[chosen])
+        # What has no masks has been given empty ones, to share a batch with what has some.
+        self.common.update(scores, labels, maps, masks, torch.ones_like(masked) if masks is None else masked)
+
+    def of_categories(self) -> dict[str, tuple[Scale, Scale]]:
+        """Choose the scales of scores and of pixels of each category that has images."""
+        found = [] if self.of_each is None else zip(self.subset.names, self.of_each.compute(), strict=True)
+        return {name: scales for name, scales in found if scales is not None}
 
 
 class CommonScales(nn.Module):
@@ -37,22 +80,26 @@ class CommonScales(nn.Module):
         self.normal = nn.ModuleList(CatMetric(nan_strategy="error") for _ in fields)
         self.anomalous = SumMetric()
 
-    def update(self, images: Any, compared: Any) -> None:
-        """Add a batch.
+    def update(self, scores: Tensor, labels: Tensor, maps: Tensor, masks: Tensor | None, compared: Tensor) -> None:
+        """Add images.
 
         Args:
-            images: Raw scores ``(B,)`` and maps ``(B, ..., H, W)``, and labels unless all are normal.
-            compared: What of it the best F1 is sought on: of pixels, only those that have masks.
+            scores: Raw scores ``(B,)``.
+            labels: 0 or 1 ``(B,)``.
+            maps: Raw maps ``(B, H, W)``.
+            masks: Masks ``(B, H, W)``, if there are any.
+            compared: Whether the best F1 is sought on the pixels of an image ``(B,)``.
         """
+        batch = SimpleNamespace(pred_score=scores, gt_label=labels)
+        if compared.any():
+            batch.anomaly_map, batch.gt_mask = maps[compared], None if masks is None else masks[compared]
         for metric in (*self.best_f1, *self.ends):
-            metric.update(compared)
-        labels = images.gt_label if images.gt_label is not None else torch.zeros_like(images.pred_score)
+            metric.update(batch)
         normal = labels == 0
         self.anomalous.update((~normal).sum())
         if normal.any():
-            scores, pixels = self.normal
-            scores.update(images.pred_score[normal])
-            pixels.update(images.anomaly_map[normal][..., ::PIXEL_STRIDE, ::PIXEL_STRIDE])
+            for metric, values in zip(self.normal, (scores, maps[..., ::PIXEL_STRIDE, ::PIXEL_STRIDE]), strict=True):
+                metric.update(values[normal])
 
     def compute(self) -> tuple[Scale, Scale, str] | None:
         """Choose the scales of scores and of pixels, and say how; ``None`` without images."""
@@ -129,6 +176,7 @@ class CategoryScales(PixelCounts):
             highest = int((share >= self.pixel_quantile).nonzero()[0])
             return image, of_normal(_edge(highest + 1), _edge(used[0]))
         best_f1 = F1AdaptiveThreshold(fields=("pred_score", "gt_label"))
+        best_f1.distributed_available_fn = lambda: False  # it is given the scores of all processes
         best_f1.update(SimpleNamespace(pred_score=scores, gt_label=labels.long()))
         image = Scale(best_f1.compute().item(), scores.min().item(), scores.max().item())
         if not anomalous.any():

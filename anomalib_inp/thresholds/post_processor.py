@@ -3,7 +3,6 @@
 
 """Thresholds and normalised scores, with and without anomalous validation images."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from anomalib_inp.data.subset import Subset
-from anomalib_inp.thresholds.choose import CategoryScales, CommonScales
+from anomalib_inp.thresholds.choose import ValidationScales
 from anomalib_inp.thresholds.scale import Scale, buffer_names, move
 
 
@@ -79,7 +78,7 @@ class InpPostProcessor(PostProcessor):
                 msg = f"{name} must lie in [0, 1], got {value}."
                 raise ValueError(msg)
         if category is not None and not per_category:
-            msg = f"category={category} asks for thresholds of its own, which per_category=False says there are not."
+            msg = f"category={category} selects the thresholds of that category, but per_category=False chooses none."
             raise ValueError(msg)
         super().__init__(
             enable_normalization=enable_normalization,
@@ -93,8 +92,7 @@ class InpPostProcessor(PostProcessor):
         self.category = category
         self.ranges: dict[str, tuple[Scale, Scale]] = {}
         self._subset = Subset()
-        self._common: CommonScales | None = None
-        self._category_ranges: CategoryScales | None = None
+        self._validation: ValidationScales | None = None
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
@@ -135,64 +133,33 @@ class InpPostProcessor(PostProcessor):
             for name, value in zip(buffer_names(kind), scale, strict=True):
                 getattr(self, name).fill_(value)
 
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepare to choose, also for the categories of the validation images."""
+        self._subset = Subset.from_trainer(trainer, "val")
+        per_category = bool(self._with_thresholds(self._subset))
+        quantiles = (self.normal_image_quantile, self.normal_pixel_quantile)
+        self._validation = ValidationScales(self._subset, per_category, *quantiles).to(pl_module.device)
+
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any
     ) -> None:
         """Collect the raw scores and maps of a batch."""
         del trainer, pl_module, args, kwargs
-        outputs = self._counted(outputs)
-        if not len(outputs.pred_score):
-            return
-        compared = self._collect_by_category(outputs)
-        if self._common is not None:
-            self._common.update(outputs, compared)
-
-    def _counted(self, outputs: Batch) -> Any:
-        """Take of a batch what this process counts, with the places of the categories and what is masked."""
-        belongs, device = self._subset.attach(outputs), outputs.pred_score.device
-        counted = belongs.counted.to(device)
-        if len(self._subset) < self._subset.world_size:  # a process without any image would not take part in choosing
-            counted = torch.ones_like(counted)
-        values = {name: getattr(outputs, name) for name in ("pred_score", "gt_label", "anomaly_map", "gt_mask")}
-        values |= {"categories": belongs.indices.to(device), "masked": belongs.masked.to(device)}
-        return SimpleNamespace(**{name: None if value is None else value[counted] for name, value in values.items()})
-
-    def _collect_by_category(self, outputs: Any) -> Any:
-        """Collect a batch for the thresholds of the categories; returns what of it counts for the common ones."""
-        categories, masked = outputs.categories, outputs.masked
-        labels = torch.zeros_like(categories) if outputs.gt_label is None else outputs.gt_label
-        maps, masks = outputs.anomaly_map, outputs.gt_mask
-        for chosen, truth in ((masked, masks), (~masked, None)):
-            if self._category_ranges is not None and chosen.any():
-                values = (outputs.pred_score[chosen], labels[chosen], maps[chosen])
-                self._category_ranges.update(*values, None if truth is None else truth[chosen], categories[chosen])
-        if masked.all() or masks is None:
-            return outputs
-        # What has no masks has been given empty ones, to share a batch with what has some.
-        pixels = (maps[masked], masks[masked]) if masked.any() else (None, None)
-        return SimpleNamespace(pred_score=outputs.pred_score, gt_label=labels, anomaly_map=pixels[0], gt_mask=pixels[1])
+        if self._validation is not None:
+            self._validation.update(outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the thresholds."""
         del pl_module
-        if self._category_ranges is not None:
-            found = zip(self._subset.names, self._category_ranges.compute(), strict=True)
-            chosen = {name: scales for name, scales in found if scales is not None}
+        if self._validation is None:
+            return
+        if chosen := self._validation.of_categories():
             # Weights that have been trained since have no use for the scales of other categories.
             self.ranges = chosen if trainer.state.fn == TrainerFn.FITTING else self.ranges | chosen
-            self._category_ranges = None
-        if self._common is not None and (common := self._common.compute()) is not None:
+        if common := self._validation.common.compute():
             image, pixel, self._source = common
             self._store(image, pixel)
-        self._common = None
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare to choose, also for the categories of the validation images."""
-        self._subset = Subset.from_trainer(trainer, "val")
-        quantiles = (self.normal_image_quantile, self.normal_pixel_quantile)
-        self._common, self._category_ranges = CommonScales(*quantiles).to(pl_module.device), None
-        if names := self._with_thresholds(self._subset):
-            self._category_ranges = CategoryScales(len(names), *quantiles).to(pl_module.device)
+        self._validation = None
 
     def _with_thresholds(self, subset: Subset) -> list[str]:
         """Which categories a validation gives thresholds of their own: of several, or one of several anew."""

@@ -150,14 +150,14 @@ def _warn_of_zero_shot(pl_module: LightningModule, data: LightningDataModule | N
     shown = getattr(pl_module.model, "map", "")
     if trained and tested and not trained.keys() & tested.keys() and "prototype_distance" not in shown:
         rank_zero_warn(
-            f"No category is trained on that is tested on, but the map is {shown}: it shows what training never saw, "
-            "anomalous or not. For zero-shot: --model.map prototype_distance"
+            f"None of the tested categories was trained on, but the map is {shown}: it shows whatever training never "
+            "saw, anomalous or not. For zero-shot: --model.map prototype_distance"
         )
 
 
 def _warn_of_new_splits(data: LightningDataModule | None) -> None:
     if getattr(data, "val_split_mode", None) == ValSplitMode.FROM_TEST and getattr(data, "seed", 0) is None:
         rank_zero_warn(
-            "val_split_mode=from_test draws validation images out of the test images, other ones in every run, so that "
-            "a later test is of other images. For the same ones: --data.seed 0"
+            "val_split_mode=from_test draws the validation images from the test images, different ones in every run, "
+            "so a later test is on different images. To draw the same ones: --data.seed 0"
         )

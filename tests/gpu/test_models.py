@@ -13,7 +13,7 @@ import torch
 from anomalib.models.components import AnomalibModule
 from gpu.harness import float32
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from model_tester import SEVEN, SMALL
+from model_tester import SEVEN
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPostProcessor, MultiCategory
 from anomalib_inp.pictures.extremes import ExtremeResults
@@ -23,10 +23,10 @@ KINDS = (InpFormer, InpFormerPlusPlus)
 
 
 @pytest.fixture
-def model(tiny_encoder_file: Path) -> Callable[..., AnomalibModule]:
+def model(tiny_model: Callable[..., AnomalibModule]) -> Callable[..., AnomalibModule]:
     def make(kind: type[AnomalibModule] = InpFormer, **kwargs: Any) -> AnomalibModule:
         seed_everything(0, verbose=False)
-        return kind("test_vit", str(tiny_encoder_file), **{**SMALL, **kwargs})
+        return tiny_model(kind, **{"visualizer": True, **kwargs})
 
     return make
 

@@ -15,7 +15,6 @@ import torch
 from anomalib.data import InferenceBatch
 from anomalib.models.components import AnomalibModule
 from gpu.harness import float32
-from model_tester import SMALL
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPostProcessor
 from anomalib_inp.runtime.model import ExportedModel
@@ -25,11 +24,11 @@ KINDS = (InpFormer, InpFormerPlusPlus)
 
 
 @pytest.fixture(params=KINDS)
-def trained(request, device: str, tiny_encoder_file: Path, datamodule: Callable[..., Any], engine) -> AnomalibModule:
+def trained(request, device: str, tiny_model, datamodule: Callable[..., Any], engine) -> AnomalibModule:
     """A model that has been trained on the device and is still there."""
     # Raw scores: normalised ones would be rounding errors divided by the little that an untrained model tells apart.
     raw = InpPostProcessor(enable_normalization=False)
-    model = request.param("test_vit", str(tiny_encoder_file), post_processor=raw, **SMALL)
+    model = tiny_model(request.param, post_processor=raw)
     engine(limit_train_batches=1).fit(model, datamodule=datamodule())
     model.to(device)  # where a user has it who goes on with it; Lightning brings it back to the CPU
     return model.eval()

@@ -11,60 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import process_jobs
 import pytest
 from PIL import Image
 
 from anomalib_inp.data.sample import write_sample_data
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-
-import torch
-from anomalib.data import MVTecAD
-from anomalib.engine import Engine
-from lightning import Callback, seed_everything
-from torch import distributed as dist
-from torch.utils.data import DataLoader, DistributedSampler
-
-from anomalib_inp import InpFormer, InpFormerPlusPlus
-
-data, encoder, folder, devices, name = sys.argv[1:4] + [int(sys.argv[4]), sys.argv[5]]
-torch.set_num_threads(1)
-
-
-class InOrder(MVTecAD):
-    def train_dataloader(self):
-        # Lightning's own sampler would shuffle, and otherwise than one process does.
-        sampler = DistributedSampler(self.train_data, shuffle=False) if dist.is_initialized() else None
-        collate = self.train_data.collate_fn
-        return DataLoader(self.train_data, self.train_batch_size, sampler=sampler, collate_fn=collate)
-
-
-class Losses(Callback):
-    values = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.values.append(outputs["loss"].item())
-
-    def on_train_end(self, trainer, pl_module):
-        Path(folder, f"losses{trainer.world_size}_{trainer.global_rank}.json").write_text(json.dumps(self.values))
-
-
-seed_everything(0)
-kind, arguments = {
-    "InpFormer": (InpFormer, {}),
-    "++ losses": (InpFormerPlusPlus, {"head": False}),
-    "++ with head": (InpFormerPlusPlus, {}),
-}[name]
-cache = {"feature_cache": "disk", "feature_cache_dir": folder}
-model = kind("test_vit", encoder, image_size=64, map_size=64, warmup_steps=5, **cache, **arguments)
-quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-Engine(
-    default_root_dir=folder, max_epochs=4, accelerator="cpu", devices=devices,
-    strategy="ddp" if devices > 1 else "auto", callbacks=[Losses()], **quiet,
-).fit(model, datamodule=InOrder(data, "brick", 8 // devices, num_workers=0, val_split_mode="none"))
-"""
 
 
 def execute(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -76,79 +27,11 @@ def execute(command: list[str], folder: Path | None = None) -> subprocess.Comple
     )
 
 
-def train(data: Path, encoder: Path, folder: Path, devices: int, name: str) -> list[list[float]]:
-    """Train in so many processes; returns the losses of each."""
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(data), str(encoder), str(folder), str(devices), name]
-    result = execute(command)
-    assert result.returncode == 0, result.stderr[-3000:]
-    losses = [json.loads(path.read_text()) for path in sorted(folder.glob(f"losses{devices}_*.json"))]
-    assert len(losses) == devices
-    assert all(len(values) == 20 for values in losses)
-    return losses
-
-
-@pytest.mark.parametrize("name", ["InpFormer", "++ losses"])
-def test_two_processes_follow_one(tiny_encoder_file: Path, tmp_path: Path, name: str) -> None:
-    data = write_sample_data(tmp_path / "sample", categories=("brick",))
-    (alone,) = train(data, tiny_encoder_file, tmp_path, 1, name)
-    halves = train(data, tiny_encoder_file, tmp_path, 2, name)
-    together = [(first + second) / 2 for first, second in zip(*halves, strict=True)]
-    assert together == pytest.approx(alone, rel=1e-4)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1  # all three processes shared one cache
-
-
-def test_the_head_trains_in_two_processes(tiny_encoder_file: Path, tmp_path: Path) -> None:
-    # Each process draws pseudo-anomalies of its own, so the losses are not those of one process.
-    data = write_sample_data(tmp_path / "sample", categories=("brick",))
-    first, second = train(data, tiny_encoder_file, tmp_path, 2, "++ with head")
-    assert first != second
-    assert sum(first[-5:]) < sum(first[:5])
-
-
-EVALUATION = """
-import json, sys
-from pathlib import Path
-
-import torch
-from anomalib.engine import Engine
-from lightning import Callback, seed_everything
-
-from anomalib_inp import InpFormer, InpPostProcessor, MultiCategory
-from anomalib_inp.pictures.extremes import ExtremeResults
-
-data, encoder, folder, devices = *sys.argv[1:4], int(sys.argv[4])
-torch.set_num_threads(1)
-seed_everything(0)
-sheets = ExtremeResults(Path(folder, "sheets"))
-thresholds = InpPostProcessor(normal_image_quantile=0.5, normal_pixel_quantile=0.5)
-model = InpFormer("test_vit", encoder, image_size=64, map_size=64, visualizer=sheets, post_processor=thresholds)
-quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-engine = Engine(
-    default_root_dir=folder, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", **quiet
-)
-arguments = {"root": data, "num_workers": 0, "eval_batch_size": 4}
-normal = MultiCategory("MVTecAD", val_split_mode="from_train", val_split_ratio=0.1, **arguments)
-engine.validate(model, datamodule=normal)
-of_normal = [[list(kind) for kind in kinds] for kinds in model.post_processor.ranges.values()]
-names = ("image_threshold", "image_min", "pixel_threshold", "pixel_min")
-common = [getattr(model.post_processor, name).item() for name in names]
-images = MultiCategory("MVTecAD", val_split_mode="same_as_test", **arguments)
-engine.validate(model, datamodule=images)
-for name, images_kept in (("exact", 2500), ("binned", 0)):
-    model.evaluator.exact_images = images_kept
-    engine.test(model, datamodule=images)
-    if engine.trainer.is_global_zero:
-        (Path(engine.trainer.default_root_dir) / "metrics.json").rename(Path(folder, f"{name}.json"))
-ranges = {name: [list(kind) for kind in kinds] for name, kinds in model.post_processor.ranges.items()}
-told = {**ranges, "of normal images": [common, *of_normal[0], *of_normal[1]]}
-Path(folder, f"ranges{engine.trainer.global_rank}.json").write_text(json.dumps(told))
-"""
-
-
-def test_two_processes_measure_what_one_does(tiny_encoder_file: Path, tmp_path: Path) -> None:
-    data = write_sample_data(tmp_path / "sample", categories=("brick", "grass"))
+@pytest.fixture(scope="module")
+def measured(tiny_encoder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what one process (this one) and two have done."""
+    folder = tmp_path_factory.mktemp("processes")
+    data = write_sample_data(folder / "sample", categories=("brick", "grass"))
     # An odd number of test images, and of normal validation images: the sampler hands one out twice.
     for image in sorted(data.glob("grass/train/good/*.png"))[:10]:
         image.unlink()
@@ -156,21 +39,48 @@ def test_two_processes_measure_what_one_does(tiny_encoder_file: Path, tmp_path: 
         if image.stem != "000":
             image.unlink()
             (data / "grass" / "ground_truth" / image.parent.name / f"{image.stem}_mask.png").unlink(missing_ok=True)
-    script = tmp_path / "evaluate.py"
-    script.write_text(EVALUATION)
-    told = []
+    arguments = [str(data), str(tiny_encoder_file), str(folder)]
+    process_jobs.main(*arguments, devices=1)
+    result = execute([sys.executable, process_jobs.__file__, *arguments, "2"])
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder
+
+
+def losses(folder: Path, processes: int) -> list[list[float]]:
+    """The losses of each process."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob(f"losses{processes}_*.json"))]
+    assert len(found) == processes
+    assert all(len(values) == 20 for values in found)
+    return found
+
+
+@pytest.mark.parametrize("name", ["InpFormer", "++ losses"])
+def test_two_processes_follow_one(measured: Path, name: str) -> None:
+    (alone,) = losses(measured / name, 1)
+    halves = losses(measured / name, 2)
+    together = [(first + second) / 2 for first, second in zip(*halves, strict=True)]
+    assert together == pytest.approx(alone, rel=1e-4)
+    assert len(list((measured / name).glob("*.safetensors"))) == 1  # all three processes shared one cache
+
+
+def test_the_head_trains_in_two_processes(measured: Path) -> None:
+    # Each process draws pseudo-anomalies of its own, so the losses are not those of one process.
+    first, second = losses(measured / "++ with head", 2)
+    assert first != second
+    assert sum(first[-5:]) < sum(first[:5])
+
+
+def test_two_processes_measure_what_one_does(measured: Path) -> None:
+    found = []
     for devices in (1, 2):
-        folder = tmp_path / str(devices)
-        command = [sys.executable, str(script), str(data), str(tiny_encoder_file), str(folder), str(devices)]
-        result = execute(command)
-        assert result.returncode == 0, result.stderr[-3000:]
+        folder = measured / str(devices)
         ranges = [json.loads(path.read_text()) for path in sorted(folder.glob("ranges*.json"))]
         assert len(ranges) == devices
         assert all(values == ranges[0] for values in ranges)
         metrics = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("exact", "binned")}
         sheets = {path.stem: np.asarray(Image.open(path), dtype=float) for path in (folder / "sheets").iterdir()}
-        told.append((metrics, ranges[0], sheets))
-    (one, one_ranges, one_sheets), (two, two_ranges, two_sheets) = told
+        found.append((metrics, ranges[0], sheets))
+    (one, one_ranges, one_sheets), (two, two_ranges, two_sheets) = found
     assert one_sheets.keys() == two_sheets.keys() == {"brick", "grass"}
     for name, sheet in one_sheets.items():
         assert sheet.shape == two_sheets[name].shape
@@ -217,7 +127,7 @@ def test_processes_that_split_the_images_differently_are_refused(tiny_encoder_fi
     result = execute(command, tmp_path)
     assert result.returncode != 0
     assert "Each process drew a different split of the images" in result.stderr
-    assert "other ones in every run" in result.stderr
+    assert "different ones in every run" in result.stderr
 
 
 def test_a_benchmark_runs_in_two_processes(

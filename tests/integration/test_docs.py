@@ -156,7 +156,9 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_and_images_exist(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+    links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    assert links
+    for link in links:
         if link.startswith(("https://", "http://")):
             continue
         path, _, anchor = link.partition("#")
@@ -193,9 +195,12 @@ def test_arguments_that_the_pages_name_exist() -> None:
     classes = [*InpFormer.__mro__, *InpFormerPlusPlus.__mro__]
     ours = [one for one in classes if one.__module__.startswith("anomalib_inp.") and "__init__" in vars(one)]
     arguments = {name: value for one in ours for name, value in inspect.signature(one).parameters.items()}
+    seen = set()
     for page in PAGES:
         named = set(re.findall(r"--model\.(\w+)", page.read_text(encoding="utf-8"))) - {"help"}
         assert named <= arguments.keys(), (page.name, named - arguments.keys())
+        seen |= named
+    assert len(seen) > 10
     rows = re.findall(r"^\|.*\| (.*) \|$", (DOCS / "coming_from_anomalib.md").read_text(encoding="utf-8"), re.MULTILINE)
     table = rows[rows.index("Here") :]
     named = {name for row in table for name in re.findall(r"`(\w+)`", row)} - {"timm"}

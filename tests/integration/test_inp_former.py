@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from model_tester import ModelTester, engine
+from model_tester import ModelTester
 
 from anomalib_inp import InpFormer
 
@@ -20,7 +21,9 @@ class TestInpFormer(ModelTester):
     published_rate = 1e-3
 
     @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("cl")), reason="torch.compile needs a C++ compiler")
-    def test_a_compiled_training_is_the_same_training(self, model, datamodule, tmp_path: Path) -> None:
+    def test_a_compiled_training_is_the_same_training(self, model, datamodule, quiet_engine, tmp_path: Path) -> None:
+        frames = torch._dynamo.utils.counters["frames"]
+
         def losses(**kwargs: Any) -> list[float]:
             values = []
 
@@ -32,10 +35,13 @@ class TestInpFormer(ModelTester):
 
             seed_everything(0, verbose=False)
             trained = model(warmup_steps=1, **kwargs)
-            engine(tmp_path, callbacks=[Record()], limit_val_batches=0).fit(trained, datamodule=datamodule())
+            quiet_engine(callbacks=[Record()], limit_val_batches=0).fit(trained, datamodule=datamodule())
             assert trained.to_torch(tmp_path).exists()
             return values
 
-        expected = losses()
-        assert losses(compile=True) == pytest.approx(expected, rel=1e-4)
-        assert losses(compile=True, feature_cache="memory") == pytest.approx(expected, rel=1e-4)
+        expected, before = losses(), frames["ok"]
+        assert len(expected) == 4
+        for arguments in ({}, {"feature_cache": "memory"}):
+            assert losses(compile=True, **arguments) == pytest.approx(expected, rel=1e-4)
+            assert frames["ok"] > before  # PyTorch has compiled something
+            before = frames["ok"]

@@ -12,11 +12,12 @@ import pytest
 import torch
 from anomalib.data import Folder
 from lightning import Callback, LightningModule, Trainer, seed_everything
-from model_tester import ModelTester, engine
+from model_tester import SEVEN, Finished, ModelTester
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.models.registry import load_model
+from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.training.training_data import DerivedDataset
 
 MAPS = ("fused", "reconstruction", "segmentation", "prototype_distance", "nearest_prototype_distance")
@@ -67,32 +68,31 @@ class TestInpFormerPlusPlus(ModelTester):
             model(head=False, map="fused")
 
     def test_a_checkpoint_with_a_head_is_not_loaded_into_a_model_without(
-        self, model, datamodule, tmp_path: Path
+        self, model, datamodule, quiet_engine, tmp_path: Path
     ) -> None:
         for head, needed in ((True, "a segmentation head.*--model.head true"), (False, "no segmentation.*head false")):
-            engine(tmp_path / str(head), limit_val_batches=0).fit(model(head=head), datamodule=datamodule())
+            quiet_engine(tmp_path / str(head), limit_val_batches=0).fit(model(head=head), datamodule=datamodule())
             (finished,) = (tmp_path / str(head)).rglob("finished.ckpt")
             with pytest.raises(ValueError, match=needed):
-                engine(tmp_path).test(model(head=not head), datamodule=datamodule(), ckpt_path=finished)
+                quiet_engine().test(model(head=not head), datamodule=datamodule(), ckpt_path=finished)
 
-    def test_thresholds_of_another_map_are_warned_of(self, model, datamodule, tmp_path: Path) -> None:
-        engine(tmp_path).fit(model(), datamodule=datamodule())
-        (finished,) = tmp_path.rglob("finished.ckpt")
+    def test_thresholds_of_another_map_are_warned_of(self, finished: Finished) -> None:
         with pytest.warns(UserWarning, match="are of the map 'fused', but the map 'segmentation' is shown"):
-            InpFormerPlusPlus.load_from_checkpoint(finished, map="segmentation")
+            InpFormerPlusPlus.load_from_checkpoint(finished.checkpoint, map="segmentation")
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            assert load_model(finished).model.map == "fused"
-            assert isinstance(load_model(finished), InpFormerPlusPlus)
+            loaded = load_model(finished.checkpoint)
+        assert loaded.model.map == "fused"
+        assert isinstance(loaded, InpFormerPlusPlus)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
-    def test_the_head_does_not_change_what_the_reconstruction_learns(self, model, datamodule, tmp_path: Path) -> None:
+    def test_the_head_does_not_change_what_the_reconstruction_learns(self, model, datamodule, quiet_engine) -> None:
         def train(**kwargs: Any) -> dict[str, torch.Tensor]:
             seed_everything(0, verbose=False)
             trained = model(warmup_steps=1, **kwargs)
             # the head's own weights are drawn after those of the network
-            engine(tmp_path, limit_val_batches=0).fit(trained, datamodule=datamodule())
+            quiet_engine(limit_val_batches=0).fit(trained, datamodule=datamodule())
             return trained.model.network.state_dict()
 
         with_head, without = train(), train(head=False)
@@ -100,15 +100,15 @@ class TestInpFormerPlusPlus(ModelTester):
 
     @pytest.mark.parametrize("source", [InpFormer, InpFormerPlusPlus])
     def test_the_head_alone_is_trained_on_a_finished_reconstruction(
-        self, source, model, datamodule, tiny_encoder_file: Path, tmp_path: Path
+        self, source, model, tiny_model, datamodule, quiet_engine, tmp_path: Path
     ) -> None:
-        first = source("test_vit", str(tiny_encoder_file), image_size=64, map_size=64)
-        engine(tmp_path / "first").fit(first, datamodule=datamodule())
+        first = tiny_model(source)
+        quiet_engine(tmp_path / "first").fit(first, datamodule=datamodule())
         (finished,) = (tmp_path / "first").rglob("finished.ckpt")
 
         trained = model(reconstruction=str(finished))
         head = {name: weight.clone() for name, weight in trained.head.named_parameters()}
-        run = engine(tmp_path / "second", max_epochs=2)
+        run = quiet_engine(tmp_path / "second", max_epochs=2)
         run.fit(trained, datamodule=datamodule())
         reconstruction = trained.model.network.state_dict()
         for name, weight in first.model.network.state_dict().items():
@@ -126,8 +126,8 @@ class TestInpFormerPlusPlus(ModelTester):
         loaded = InpFormerPlusPlus.load_from_checkpoint(own)
         assert torch.equal(loaded.model.network.extractor.queries, first.model.network.extractor.queries)
 
-    def test_reconstructions_that_do_not_fit_are_refused(self, model, datamodule, tmp_path: Path) -> None:
-        engine(tmp_path).fit(model(head=False), datamodule=datamodule())
+    def test_reconstructions_that_do_not_fit_are_refused(self, model, datamodule, quiet_engine, tmp_path: Path) -> None:
+        quiet_engine(tmp_path).fit(model(head=False), datamodule=datamodule())
         (finished,) = tmp_path.rglob("finished.ckpt")
         with pytest.raises(ValueError, match="does not fit the network"):
             model(reconstruction=str(finished), num_prototypes=3)
@@ -140,24 +140,28 @@ class TestInpFormerPlusPlus(ModelTester):
 
     @pytest.mark.parametrize("cache", ["memory", "disk"])
     def test_cached_normal_images_stand_beside_new_pseudo_anomalies(
-        self, model, datamodule, tmp_path: Path, cache: str
+        self, model, datamodule, quiet_engine, tmp_path: Path, cache: str
     ) -> None:
         def losses(**kwargs: Any) -> list[float]:
             values = []
 
             class Record(Callback):
-                def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+                def on_train_batch_end(
+                    self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+                ) -> None:
+                    assert isinstance(batch.source, PatchFeatures) == ("feature_cache" in kwargs)
                     values.append(outputs["loss"].item())
 
             seed_everything(0, verbose=False)
             data = datamodule()
-            engine(tmp_path, max_epochs=2, callbacks=[Record()], limit_val_batches=0).fit(
+            quiet_engine(max_epochs=2, callbacks=[Record()], limit_val_batches=0).fit(
                 model(warmup_steps=1, **kwargs), datamodule=data
             )
             assert not isinstance(data.train_data, DerivedDataset)  # given back
             return values
 
         cached = losses(feature_cache=cache, feature_cache_dir=str(tmp_path / "cache"))
+        assert len(cached) == 8
         assert cached == pytest.approx(losses(), rel=1e-5)
 
     def test_settings_of_the_head_without_a_head_are_refused(self, model) -> None:
@@ -187,30 +191,32 @@ class TestInpFormerPlusPlus(ModelTester):
         with pytest.raises(ValueError, match=message):
             model(**arguments)
 
-    def test_only_a_training_looks_for_textures(self, model, datamodule, data: Path, tmp_path: Path) -> None:
+    def test_only_a_training_looks_for_textures(
+        self, model, datamodule, quiet_engine, data: Path, tmp_path: Path
+    ) -> None:
         textures = tmp_path / "textures"
         shutil.copytree(data / "brick" / "train" / "good", textures)
-        run = engine(tmp_path, max_epochs=1)
+        run = quiet_engine()
         run.fit(model(pseudo_textures=str(textures)), datamodule=datamodule())
         finished = Path(run.trainer.checkpoint_callback.dirpath) / "finished.ckpt"
         shutil.rmtree(textures)
         loaded = InpFormerPlusPlus.load_from_checkpoint(finished)
-        assert engine(tmp_path).test(loaded, datamodule=datamodule())
+        assert set(quiet_engine().test(loaded, datamodule=datamodule())[0]) == SEVEN
         cached = model(pseudo_textures=str(textures), feature_cache="disk", feature_cache_dir=str(tmp_path / "cache"))
         with pytest.raises(DataError, match=f"there are none in {textures}"):
-            engine(tmp_path, max_epochs=1).fit(cached, datamodule=datamodule())
+            quiet_engine().fit(cached, datamodule=datamodule())
         assert not (tmp_path / "cache").exists()  # nothing was computed for nothing
 
     # --- semi-supervised ----------------------------------------------------------------------------------------------
 
     def test_drawn_anomalies_are_trained_on_and_not_tested_on(
-        self, model, datamodule, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, model, datamodule, quiet_engine, caplog: pytest.LogCaptureFixture
     ) -> None:
         data = datamodule(val_split_mode="same_as_test")
         trained = model(labelled_anomalies=3)
         seen = Seen()
         with caplog.at_level("INFO"):
-            engine(tmp_path, max_epochs=2, callbacks=[seen]).fit(trained, datamodule=data)
+            quiet_engine(max_epochs=2, callbacks=[seen]).fit(trained, datamodule=data)
         drawn = set(trained.labelled.digests)
         assert len(drawn) == 3
         assert all(name in caplog.text for name in drawn)
@@ -218,11 +224,12 @@ class TestInpFormerPlusPlus(ModelTester):
             assert len(dataset) == 36 - 3
             assert not [path for path in dataset.samples.image_path if path.endswith(tuple(drawn))]
         # The same model again, the same data: nothing else is drawn, nothing more is taken out.
-        engine(tmp_path).fit(trained, datamodule=data)
+        quiet_engine().fit(trained, datamodule=data)
         assert set(trained.labelled.digests) == drawn
         assert len(data.test_data) == 33
 
         # The reconstruction is shown the training images alone; the head, what has been changed in them.
+        assert len(seen.normal) == 2 * 5
         known = torch.stack([data.train_data[index].image for index in range(len(data.train_data))])
         for normal, pseudo, masks in zip(seen.normal, seen.pseudo, seen.masks, strict=True):
             assert all(any(torch.equal(image, other) for other in known) for image in normal)
@@ -230,32 +237,33 @@ class TestInpFormerPlusPlus(ModelTester):
             assert changed[masks.bool()].float().mean() > 0.9
             assert changed[~masks.bool()].float().mean() < 0.02  # soft edges of pasted defects
 
-    def test_a_checkpoint_knows_what_not_to_test_on(self, model, datamodule, tmp_path: Path) -> None:
-        engine(tmp_path).fit(model(labelled_anomalies=3), datamodule=datamodule())
+    def test_a_checkpoint_knows_what_not_to_test_on(self, model, datamodule, quiet_engine, tmp_path: Path) -> None:
+        quiet_engine(tmp_path).fit(model(labelled_anomalies=3), datamodule=datamodule())
         (finished,) = tmp_path.rglob("finished.ckpt")
         data = datamodule()
         other = model()  # as `anomalib test` builds it, with no word about labelled anomalies
-        engine(tmp_path).test(other, datamodule=data, ckpt_path=finished)
+        quiet_engine().test(other, datamodule=data, ckpt_path=finished)
         assert len(data.test_data) == 33
         data = datamodule()
-        engine(tmp_path).test(InpFormerPlusPlus.load_from_checkpoint(finished), datamodule=data)
+        quiet_engine().test(InpFormerPlusPlus.load_from_checkpoint(finished), datamodule=data)
         assert len(data.test_data) == 33
 
-    def test_a_resumed_training_tests_on_neither_draw(self, model, datamodule, tmp_path: Path) -> None:
-        run = engine(tmp_path, max_epochs=1, limit_val_batches=0)
+    def test_a_resumed_training_tests_on_neither_draw(self, model, datamodule, quiet_engine) -> None:
+        run = quiet_engine(limit_val_batches=0)
         run.fit(model(labelled_anomalies=3), datamodule=datamodule())
         stopped = Path(run.trainer.checkpoint_callback.dirpath) / "model.ckpt"
         data, other = datamodule(), model(labelled_anomalies=3, labelled_seed=1)
-        engine(tmp_path, max_epochs=2, limit_val_batches=0).fit(other, datamodule=data, ckpt_path=stopped)
+        run = quiet_engine(max_epochs=2, limit_val_batches=0)
+        run.fit(other, datamodule=data, ckpt_path=stopped)
         both = set(other.labelled.digests)
         assert len(both) > 3
         assert len(data.test_data) == 36 - len(both)
         again = datamodule()
-        (finished,) = tmp_path.rglob("v1/**/finished.ckpt")
-        engine(tmp_path).test(InpFormerPlusPlus.load_from_checkpoint(finished), datamodule=again)
+        finished = Path(run.trainer.checkpoint_callback.dirpath) / "finished.ckpt"
+        quiet_engine().test(InpFormerPlusPlus.load_from_checkpoint(finished), datamodule=again)
         assert len(again.test_data) == 36 - len(both)
 
-    def test_data_without_masks(self, model, data: Path, tmp_path: Path) -> None:
+    def test_data_without_masks(self, model, quiet_engine, data: Path) -> None:
         folder = Folder(
             "brick",
             root=data / "brick",
@@ -266,6 +274,7 @@ class TestInpFormerPlusPlus(ModelTester):
             train_batch_size=8,
         )
         with pytest.raises(DataError, match="need masks"):
-            engine(tmp_path).fit(model(labelled_anomalies=2), datamodule=folder)
+            quiet_engine().fit(model(labelled_anomalies=2), datamodule=folder)
         # without labelled anomalies such data are as good as any
-        assert engine(tmp_path).train(model(), datamodule=folder)
+        (results,) = quiet_engine().train(model(), datamodule=folder)
+        assert set(results) == {name for name in SEVEN if name.startswith("image")}

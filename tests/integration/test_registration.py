@@ -134,17 +134,20 @@ def test_command_finds_our_model(tmp_path: Path) -> None:
     run(f"""{COMMAND}
 text = command("train", "--model.help", "InpFormer")
 assert "Help for --model.help=anomalib_inp.InpFormer" in text, text
-from anomalib_inp import InpFormer
-for name in inspect.signature(InpFormer).parameters:
+from anomalib_inp import InpFormer, InpFormerPlusPlus
+def arguments(model):  # its own, and those of the classes that it passes the rest on to
+    ours = [one for one in model.__mro__ if one.__module__.startswith("anomalib_inp.") and "__init__" in vars(one)]
+    return {{name for one in ours for name in inspect.signature(one).parameters}} - {{"kwargs"}}
+assert len(arguments(InpFormer)) > 20
+for name in arguments(InpFormer):
     assert f"--model.{{name}} " in text, (name, text)
 assert "Intrinsic normal prototypes per image. (type: int, default: 6)" in text, text
 assert command("train", "--model.help", "anomalib_inp.InpFormer") == text
 
 text = command("train", "--model.help", "InpFormerPlusPlus")
 assert "Help for --model.help=anomalib_inp.InpFormerPlusPlus" in text, text
-from anomalib_inp import InpFormerPlusPlus
-names = {{**inspect.signature(InpFormer).parameters, **inspect.signature(InpFormerPlusPlus).parameters}}
-for name in set(names) - {{"kwargs"}}:
+assert len(arguments(InpFormerPlusPlus)) > len(arguments(InpFormer))
+for name in arguments(InpFormerPlusPlus):
     assert f"--model.{{name}} " in text, (name, text)
 model = model_of("--model", "InpFormerPlusPlus", "--model.num_prototypes", "5", "--model.labelled_anomalies", "3")
 assert model["init_args"]["num_prototypes"] == 5 and model["init_args"]["labelled_anomalies"] == 3, model
@@ -169,7 +172,13 @@ assert "inp_num" in model_of("--model", "anomalib.models.InpFormer")["init_args"
 
 @pytest.mark.parametrize(
     ("switch", "imported"),
-    [("ANOMALIB_INP_REGISTER", {"anomalib_inp", "anomalib_inp.plugin"}), ("TORCH_DEVICE_BACKEND_AUTOLOAD", set())],
+    [
+        (
+            "ANOMALIB_INP_REGISTER",
+            {"anomalib_inp", "anomalib_inp.plugin", "anomalib_inp.models", "anomalib_inp.models.registry"},
+        ),
+        ("TORCH_DEVICE_BACKEND_AUTOLOAD", set()),
+    ],
 )
 def test_switched_off_anomalib_is_as_it_was(switch: str, imported: set[str]) -> None:
     run(

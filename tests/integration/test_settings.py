@@ -56,11 +56,13 @@ def test_every_combination_parses(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         printed = yaml.safe_load(capsys.readouterr().out)
         assert printed["data"]["class_path"].endswith("MultiCategory")
         written = yaml.safe_load((CONFIGS / "setting" / f"{setting}.yaml").read_text())
+        assert written
         for part, values in written.items():
+            assert values["init_args"]
             for name, value in values["init_args"].items():
                 got = printed[part]["init_args"][name]
                 if name == "sources":
-                    got = [{key: entry[key] for key in given} for given, entry in zip(value, got, strict=True)]
+                    got = [{key: entry[key] for key in source} for source, entry in zip(value, got, strict=True)]
                 assert got == value, (setting, name)
 
 
@@ -84,6 +86,7 @@ def test_every_setting_runs(
     }.get(setting, [])
     size = [] if setting == "paper_protocol" else ["--model.image_size", "64"]
     small = ["--model.encoder", "test_vit", "--model.encoder_weights", str(tiny_encoder_file), *size]
+    small += ["--model.visualizer", "false"]
     short = ["--trainer.max_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     data = ["--data.root", str(sample), "--data.num_workers", "0", "--data.train_batch_size", "4"]
     run([*stacked(model, "mvtec_ad", setting), *small, *short, *data, *here], monkeypatch)
@@ -149,5 +152,5 @@ def test_data_that_a_setting_does_not_use_are_refused(
     data: str, setting: str, tiny_encoder_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = ["--model.encoder", "test_vit", "--model.encoder_weights", str(tiny_encoder_file)]
-    with pytest.raises(ValueError, match=r"in root=.* is none of the sources, .*: give sources alone"):
+    with pytest.raises(ValueError, match=r"in root=.* is none of the sources, .*: give only sources"):
         run([*stacked("inp_former", data, setting), *small], monkeypatch)

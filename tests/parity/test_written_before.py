@@ -5,6 +5,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,9 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(WRITTEN, tmp_path / "written"))
 
 
-def test_a_checkpoint_gives_its_scores(folder: Path) -> None:
+def test_a_checkpoint_gives_its_scores(folder: Path, quiet_engine: Callable[..., Engine]) -> None:
     model = InpFormer.load_from_checkpoint(folder / "finished.ckpt")
-    engine = Engine(default_root_dir=folder / "run", accelerator="cpu", logger=False, enable_progress_bar=False)
-    (batch,) = engine.predict(model, data_path=folder / "image.png")
+    (batch,) = quiet_engine().predict(model, data_path=folder / "image.png")
     expected = EXPECTED["checkpoint"]
     for name in ("raw_score", "pred_score"):
         assert getattr(batch, name).item() == pytest.approx(expected[name], abs=1e-6)
@@ -55,6 +55,7 @@ def test_an_export_gives_its_scores(name: str, category: str | None, folder: Pat
 def test_thresholds_of_an_export_move(name: str, folder: Path) -> None:
     """The image is anomalous by its own thresholds."""
     pixels = np.asarray(Image.open(folder / "image.png").convert("RGB"), dtype=np.float32) / 255
+    assert ExportedModel(folder / name)(pixels.transpose(2, 0, 1)[None]).pred_label[0]
     set_thresholds(folder / name, image=EXPECTED["checkpoint"]["raw_score"] + 0.01)
     assert not ExportedModel(folder / name)(pixels.transpose(2, 0, 1)[None]).pred_label[0]
 

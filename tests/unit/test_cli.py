@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import importlib.metadata
+import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,11 @@ from anomalib_inp import InpFormer, cli
 from anomalib_inp.checkpoints import edit
 from anomalib_inp.data.sample import CATEGORIES, write_sample_data
 from anomalib_inp.runtime import metadata
+from anomalib_inp.runtime.folder import Job
 from anomalib_inp.thresholds.scale import Scale, Thresholds
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "inp_former_tiny" / "model.pth"
-COMMANDS = {
-    "sample-data": cli.sample_data,
-    "convert": cli.convert,
-    "map": cli.choose_map,
-    "predict": cli.predict,
-    "threshold": cli.threshold,
-}
+COMMANDS = {name: cli.find_command(name) for name in cli.COMMANDS}
 
 Run = Callable[..., str]
 
@@ -59,17 +55,9 @@ def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_encoder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tiny_model: Callable[..., InpFormer], tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    model = InpFormer(
-        encoder="test_vit",
-        encoder_weights=str(tiny_encoder_file),
-        target_layers=[1, 2],  # a small graph exports fast
-        image_size=64,
-        map_size=32,
-        evaluator=False,
-        visualizer=False,
-    )
+    model = tiny_model(target_layers=[1, 2], map_size=32)  # a graph of two blocks exports fast
     model.post_processor.set_thresholds(image=1.0, pixel=0.9)
     return model.to_openvino(tmp_path_factory.mktemp("export"))
 
@@ -100,9 +88,11 @@ def test_help_says_what_a_command_does(
     assert caught.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     documentation = COMMANDS[command].__doc__
-    summary, arguments = documentation.split("Args:")
-    assert " ".join(summary.split()) in printed
-    for name, text in re.findall(r"^ +(\w+): (.+)$", arguments, re.MULTILINE):
+    summary, arguments = documentation.split("Raises:")[0].split("Args:")
+    assert " ".join(summary.split("\n\n")[0].split()) in printed
+    named = re.findall(r"^ +(\w+): (.+)$", arguments, re.MULTILINE)
+    assert len(named) >= len(inspect.signature(COMMANDS[command]).parameters) > 0
+    for name, text in named:
         assert name in printed
         assert text.rstrip(".") in printed
 
@@ -221,16 +211,40 @@ def test_predict(run: Run, exported: Path, images: Path, tmp_path: Path, monkeyp
         assert text in printed
 
 
-def test_predict_passes_its_options_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_passes_its_options_on(run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple] = []
-    monkeypatch.setattr("anomalib_inp.runtime.predict.predict_images", lambda *given: calls.append(given))
-    model, images = tmp_path / "model.xml", tmp_path / "images"
-    run("predict", model, images)
-    options = ("--output", "there", "--device", "GPU", "--precision", "null", "--category", "nut")
-    run("predict", model, images, *options)
+
+    class Exported:
+        def __init__(self, *given: object, category: str | None) -> None:
+            calls.append((*given, category))
+
+    def predict_folder(_: Exported, job: Job) -> Iterator[None]:
+        calls.append((job.root, job.output, bool(job.pictures)))
+        return iter(())
+
+    monkeypatch.setattr("anomalib_inp.runtime.model.ExportedModel", Exported)
+    monkeypatch.setattr("anomalib_inp.runtime.folder.predict_folder", predict_folder)
+    model, normal = tmp_path / "model.xml", images / "good"
+    run("predict", model, normal / "000.png")
+    Image.new("RGB", (8, 8)).save(normal / "001.png")
+    options = (
+        "--output",
+        "there",
+        "--device",
+        "GPU",
+        "--precision",
+        "null",
+        "--category",
+        "nut",
+        "--pictures",
+        "false",
+    )
+    run("predict", model, normal, *options)
     assert calls == [
-        (model, images, Path("predictions"), "CPU", "f32", None),
-        (model, images, Path("there"), "GPU", None, "nut"),
+        (model, "CPU", "f32", "latency", None),
+        (normal, Path("predictions"), True),
+        (model, "GPU", None, "throughput", "nut"),
+        (normal, Path("there"), False),
     ]
 
 

@@ -1,6 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import CenterCrop, Resize
 
 from anomalib_inp import InpFormer
-from anomalib_inp.frame import WHOLE_IMAGE, resolve_sizes
+from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.preprocessing import IMAGENET_MEAN, IMAGENET_STD, InpPreProcessor
 
 # Height and width of images; the model's are 64 x 96.
@@ -37,40 +38,7 @@ def by_hand(
     return (resized[..., crop[0], crop[1]] - mean) / std
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("image_size", "crop_size", "patch_size", "expected"),
-    [
-        (None, None, 14, ((392, 392), None)),
-        (None, None, 16, ((384, 384), None)),
-        (None, None, 8, ((392, 392), None)),
-        (None, 392, 14, ((448, 448), (392, 392))),
-        (None, 384, 16, ((448, 448), (384, 384))),
-        (None, [280, 392], 14, ((448, 448), (280, 392))),
-        # Only what the model sees consists of patches.
-        (500, 392, 14, ((500, 500), (392, 392))),
-        ((280, 392), None, 14, ((280, 392), None)),
-        ([256, 512], (128, 256), 16, ((256, 512), (128, 256))),
-    ],
-)
-def test_sizes(image_size: object, crop_size: object, patch_size: int, expected: object) -> None:
-    assert resolve_sizes(image_size, crop_size, patch_size) == expected
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((400, None, 14), r"image_size must be a multiple .* patch size 14 .* got \(400, 400\).*size is \(392, 392\)"),
-        ((448, 400, 14), r"crop_size must be a multiple .* patch size 14 .* got \(400, 400\).*size is \(392, 392\)"),
-        (((384, 390), None, 16), r"image_size .* got \(384, 390\).*size is \(384, 384\)"),
-        ((10, None, 16), r"got \(10, 10\).*size is \(16, 16\)"),
-    ],
-)
-def test_sizes_that_are_no_whole_patches(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        resolve_sizes(*arguments)
+# --- sizes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crop_size", [(80, 64), (64, 112)])
@@ -87,10 +55,9 @@ def test_sizes_are_positive(sizes: tuple) -> None:
         InpPreProcessor(*sizes)
 
 
-def test_a_model_resolves_its_sizes(tiny_encoder_file: Path) -> None:
-    arguments = {"encoder": "test_vit", "encoder_weights": str(tiny_encoder_file)}
-    assert InpFormer(**arguments).pre_processor.image_size == (384, 384)
-    cropped = InpFormer(**arguments, crop_size=384).pre_processor
+def test_a_model_resolves_its_sizes(tiny_model: Callable[..., InpFormer]) -> None:
+    assert tiny_model(image_size=None).pre_processor.image_size == (384, 384)
+    cropped = tiny_model(image_size=None, crop_size=384).pre_processor
     assert (cropped.image_size, cropped.crop_size) == ((448, 448), (384, 384))
 
 
@@ -119,19 +86,13 @@ def test_the_exported_transform_is_the_one_of_the_engine(
     channels: int,
     crop_size: tuple[int, int] | None,
     tmp_path: Path,
-    tiny_encoder_file: Path,
+    tiny_model: Callable[..., InpFormer],
+    quiet_engine: Callable[..., Engine],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for split in ("train", "test"):
         path = write_image(tmp_path / "data/part" / split / "good/000.png", size, channels)
-    model = InpFormer(
-        encoder="test_vit",
-        encoder_weights=str(tiny_encoder_file),
-        image_size=(64, 96),
-        crop_size=crop_size,
-        evaluator=False,
-        visualizer=False,
-    )
+    model = tiny_model(image_size=(64, 96), crop_size=crop_size)
     seen: list[Tensor] = []
 
     def predict_step(batch: ImageBatch, *_: object) -> ImageBatch:
@@ -140,7 +101,7 @@ def test_the_exported_transform_is_the_one_of_the_engine(
 
     monkeypatch.setattr(model, "predict_step", predict_step)
     datamodule = MVTecAD(root=tmp_path / "data", category="part", num_workers=0, val_split_mode="same_as_test")
-    engine = Engine(default_root_dir=tmp_path / "results", accelerator="cpu", logger=False, enable_progress_bar=False)
+    engine = quiet_engine()
     engine.predict(model, datamodule=datamodule)  # resizes while it loads
     engine.predict(model, data_path=path)  # resizes the batch
     assert len(seen) == 2

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from anomalib_inp import InpFormer
 from anomalib_inp.benchmarks import exports
 from anomalib_inp.benchmarks.exports import COLUMNS, Format, benchmark_export, cost_of, memory_now, memory_peak
 from anomalib_inp.data.sample import write_sample_data
-from anomalib_inp.runtime.predict import find_images
+from anomalib_inp.runtime.folder import find_images
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +24,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(data: Path, tiny_encoder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("training")
+def checkpoint(data: Path, tiny_model: Callable[..., InpFormer], quiet_engine: Callable[..., Engine]) -> Path:
     torch.manual_seed(0)
-    model = InpFormer("test_vit", str(tiny_encoder_file), target_layers=[1, 2], image_size=64, map_size=32)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    run = quiet_engine()
     module = MVTecAD(data.parent, "brick", num_workers=0, val_split_mode="same_as_test")
-    Engine(default_root_dir=folder, max_epochs=1, accelerator="cpu", **quiet).fit(model, datamodule=module)
-    (path,) = folder.rglob("finished.ckpt")
+    run.fit(tiny_model(target_layers=[1, 2], map_size=32), datamodule=module)
+    (path,) = Path(run.trainer.default_root_dir).rglob("finished.ckpt")
     return path
 
 

@@ -129,7 +129,7 @@ def test_a_stopped_run_goes_on(root: Path, tiny_encoder_file: Path, tmp_path: Pa
         run("broken", stop)
     (checkpoint,) = (tmp_path / "broken").rglob("model.ckpt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=rf"{checkpoint} is no checkpoint.* begins anew: remove it\."):
+    with pytest.raises(ValueError, match=rf"{checkpoint} is no checkpoint.* Remove it to begin the run again\."):
         run("broken", stop)
     checkpoint.unlink()
     assert run("broken", stop) == whole

@@ -75,7 +75,7 @@ def test_settings_that_make_no_sense_are_refused(make: Callable[..., Benchmark],
     ):
         with pytest.raises(ValueError, match=message):
             Benchmark("multi_class", {"root": str(root)}, "InpFormer", tmp_path, {}, arguments)
-    with pytest.raises(ValueError, match="few_shot says shots=2 itself"):
+    with pytest.raises(ValueError, match="few_shot sets shots=2 itself"):
         make("few_shot", count={"shots": 2}, shots=4)
     with pytest.raises(ValueError, match="unexpected keyword argument 'colour'"):
         make("multi_class", colour="red")

@@ -1,6 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -46,13 +47,14 @@ def textures(tmp_path: Path) -> Path:
 
 def test_only_the_mask_changes() -> None:
     normal = images(12)
+    before = normal.clone()
     changed, masks = PseudoAnomaly(probability=1)(normal)
     assert masks.flatten(1).any(dim=1).float().mean() > 0.9
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     differ = (changed != normal).any(dim=1)
     assert not differ[masks == 0].any()
     assert differ[masks == 1].float().mean() > 0.99
-    assert torch.equal(normal, torch.cat([normal]))
+    assert torch.equal(normal, before)
 
 
 def test_the_texture_is_blended_in(textures: Path) -> None:
@@ -114,12 +116,16 @@ def test_a_seed_makes_the_same_anomalies() -> None:
     assert not torch.equal(results[0][1], results[2][1])
 
 
-def test_shuffled_patches_are_the_same_pixels_elsewhere() -> None:
+def test_shuffled_patches_are_the_same_patches_elsewhere() -> None:
+    def patches(image: Tensor) -> list[list[float]]:
+        """The 64 patches of 8 x 16 pixels of an image."""
+        corners = itertools.product(range(0, 64, 8), range(0, 128, 16))
+        return [image[:, top : top + 8, left : left + 16].flatten().tolist() for top, left in corners]
+
     image = torch.rand(3, 64, 128)
-    shuffled = shuffle_patches(image)
-    assert not torch.equal(shuffled, image)
-    assert torch.equal(shuffled.flatten(1).sort().values, image.flatten(1).sort().values)
-    assert torch.equal(shuffled[:, :2, :2].unfold(1, 1, 1).flatten(), shuffled[:, :2, :2].flatten())
+    before, after = patches(image), patches(shuffle_patches(image))
+    assert sorted(after) == sorted(before)
+    assert sum(ours != other for ours, other in zip(after, before, strict=True)) > 50
     # sizes that no whole patches fill
     for size in ((3, 70, 45), (3, 9, 16), (3, 5, 3)):
         assert shuffle_patches(torch.rand(size)).shape == size

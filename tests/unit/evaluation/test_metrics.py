@@ -1,11 +1,14 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageBatch
 from reference_metrics import make_data, reference_seven
+from torch import distributed
 
 from anomalib_inp.evaluation.functional import seven_metrics
 from anomalib_inp.evaluation.metrics import AP, AUPRO, AUROC, COLUMNS, F1Max
@@ -89,3 +92,15 @@ def test_unusable_input_is_refused(change, message):
 
     with pytest.raises(ValueError, match=message):
         seven_metrics(**{**data, **change})
+
+
+def test_what_is_complete_is_not_shared_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes with GPUs cannot share what is on the CPU, where these metrics are computed."""
+    monkeypatch.setattr(distributed, "all_gather", lambda *_, **__: pytest.fail("values are shared"))
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        maps = np.stack([np.zeros((2, 2)), np.eye(2)])
+        values = seven_metrics(np.array([0.1, 0.9]), np.array([0, 1]), maps, maps > 0)
+    finally:
+        distributed.destroy_process_group()
+    assert values["image_AUROC"] == 1

@@ -3,6 +3,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -379,32 +380,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return Engine(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
 def data(root: Path, val_split_mode: str) -> MVTecAD:
     return MVTecAD(root=root, category="part", num_workers=0, eval_batch_size=2, val_split_mode=val_split_mode, seed=0)
 
 
-def tiny(encoder_file: Path) -> InpFormer:
+@pytest.fixture
+def model(tiny_model: Callable[..., InpFormer]) -> InpFormer:
     torch.manual_seed(0)
-    return InpFormer(
-        encoder="test_vit",
-        encoder_weights=str(encoder_file),
-        image_size=64,
-        map_size=32,
-        evaluator=False,
-        visualizer=False,
-    )
+    return tiny_model(map_size=32, evaluator=False)
 
 
 def raw_scores(predictions: list[ImageBatch]) -> Tensor:
@@ -412,9 +395,9 @@ def raw_scores(predictions: list[ImageBatch]) -> Tensor:
 
 
 def test_training_validates_on_normal_images(
-    root: Path, engine: Engine, tiny_encoder_file: Path, said: list[str]
+    root: Path, quiet_engine: Callable[..., Engine], model: InpFormer, said: list[str]
 ) -> None:
-    model, datamodule = tiny(tiny_encoder_file), data(root, "from_train")
+    engine, datamodule = quiet_engine(), data(root, "from_train")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         engine.fit(model, datamodule=datamodule)
@@ -428,9 +411,9 @@ def test_training_validates_on_normal_images(
 
 
 def test_validation_on_test_images_is_called_out(
-    root: Path, engine: Engine, tiny_encoder_file: Path, said: list[str]
+    root: Path, quiet_engine: Callable[..., Engine], model: InpFormer, said: list[str]
 ) -> None:
-    model, datamodule = tiny(tiny_encoder_file), data(root, "same_as_test")
+    engine, datamodule = quiet_engine(), data(root, "same_as_test")
     with pytest.warns(UserWarning, match="6 of the 6 test images are validation images too"):
         engine.validate(model, datamodule=datamodule)
     assert len(said) == 1
@@ -441,11 +424,10 @@ def test_validation_on_test_images_is_called_out(
 
 @pytest.mark.parametrize("how", ["none", "limit_val_batches"])
 def test_training_without_validation_images(
-    how: str, root: Path, engine: Engine, tiny_encoder_file: Path, said: list[str]
+    how: str, root: Path, quiet_engine: Callable[..., Engine], model: InpFormer, said: list[str]
 ) -> None:
-    if how == "limit_val_batches":
-        engine = Engine(**engine._cache.args, limit_val_batches=0)
-    model, datamodule = tiny(tiny_encoder_file), data(root, "none" if how == "none" else "same_as_test")
+    engine = quiet_engine(limit_val_batches=0 if how == "limit_val_batches" else None)
+    datamodule = data(root, "none" if how == "none" else "same_as_test")
     with pytest.warns(UserWarning, match="There are no validation images, so there will be no thresholds") as warned:
         engine.fit(model, datamodule=datamodule)
     assert not [one for one in warned if "are validation images too" in str(one.message)]

@@ -83,6 +83,7 @@ def test_the_scale_of_a_span_has_this_span() -> None:
         assert again.span == pytest.approx(scale.span, rel=1e-9)
         np.testing.assert_allclose(again.normalise(RAW), scale.normalise(RAW), rtol=1e-9)
     assert Scale.of_span(math.nan, 1.0).span == 1
+    assert Scale.of_span(0.5, 0.2) == pytest.approx((0.5, 0.1, 0.9))
 
 
 def test_each_image_may_have_a_scale() -> None:

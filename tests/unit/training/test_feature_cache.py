@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from anomalib.data import MVTecAD
-from anomalib.engine import Engine
 from lightning import Callback, seed_everything
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2 import RandomHorizontalFlip, Resize
@@ -45,11 +44,10 @@ def datamodule(data: Path) -> Make:
 
 
 @pytest.fixture
-def model(tiny_encoder_file: Path, tmp_path: Path) -> Make:
+def model(tiny_model: Make, tmp_path: Path) -> Make:
     def make(**kwargs: Any) -> InpFormer:
-        defaults = {"image_size": 64, "map_size": 64, "warmup_steps": 2, "feature_cache_dir": str(tmp_path / "cache")}
         seed_everything(1, verbose=False)
-        return InpFormer("test_vit", **{"encoder_weights": str(tiny_encoder_file), **defaults, **kwargs})
+        return tiny_model(**{"warmup_steps": 2, "feature_cache_dir": str(tmp_path / "cache"), **kwargs})
 
     return make
 
@@ -71,34 +69,39 @@ class Losses(Callback):
         self.values.append(outputs["loss"].item())
 
 
-def train(trained: InpFormer, data: MVTecAD, folder: Path, **kwargs: Any) -> Losses:
-    losses = Losses()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    arguments = {"max_epochs": 3, "accelerator": "cpu", "callbacks": [losses], **quiet, **kwargs}
-    Engine(default_root_dir=folder, **arguments).fit(trained, datamodule=data)
-    return losses
+@pytest.fixture
+def train(quiet_engine: Make) -> Make:
+    """Trains three epochs and notes the losses."""
+
+    def train(trained: InpFormer, data: MVTecAD, **kwargs: Any) -> Losses:
+        losses = Losses()
+        run = quiet_engine(**{"max_epochs": 3, "limit_val_batches": 0, "callbacks": [losses], **kwargs})
+        run.fit(trained, datamodule=data)
+        return losses
+
+    return train
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])
-def test_the_losses_are_those_without_a_cache(model, datamodule, tmp_path: Path, store: str) -> None:
-    plain = train(model(), datamodule(), tmp_path)
-    cached = train(model(feature_cache=store), datamodule(), tmp_path)
+def test_the_losses_are_those_without_a_cache(model, datamodule, train, store: str) -> None:
+    plain = train(model(), datamodule())
+    cached = train(model(feature_cache=store), datamodule())
     assert len(cached.values) == 12
     torch.testing.assert_close(torch.tensor(cached.values), torch.tensor(plain.values), rtol=0, atol=1e-5)
     assert (plain.encoded, cached.encoded) == (12, 0)
 
 
-def test_bfloat16_is_half_the_size_and_nearly_as_good(model, datamodule, tmp_path: Path) -> None:
-    full = train(model(feature_cache="disk"), datamodule(), tmp_path).values
-    half = train(model(feature_cache="disk", feature_cache_dtype="bfloat16"), datamodule(), tmp_path).values
+def test_bfloat16_is_half_the_size_and_nearly_as_good(model, datamodule, train, tmp_path: Path) -> None:
+    full = train(model(feature_cache="disk"), datamodule()).values
+    half = train(model(feature_cache="disk", feature_cache_dtype="bfloat16"), datamodule()).values
     small, large = sorted(path.stat().st_size for path in (tmp_path / "cache").glob("*.safetensors"))
     assert large == pytest.approx(2 * small, rel=0.02)
     assert half[0] == pytest.approx(full[0], abs=1e-2)
     assert half != full
 
 
-def test_a_cache_is_filled_once(model, datamodule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(model(feature_cache="disk"), datamodule(), tmp_path, max_epochs=1)
+def test_a_cache_is_filled_once(model, datamodule, train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(model(feature_cache="disk"), datamodule(), max_epochs=1)
     (path,) = (tmp_path / "cache").glob("*.safetensors")
     written = path.stat().st_mtime_ns
 
@@ -106,7 +109,7 @@ def test_a_cache_is_filled_once(model, datamodule, tmp_path: Path, monkeypatch: 
         pytest.fail("written again")
 
     monkeypatch.setattr(feature_cache, "write_features", refuse)
-    train(model(feature_cache="disk"), datamodule(), tmp_path, max_epochs=1)
+    train(model(feature_cache="disk"), datamodule(), max_epochs=1)
     assert path.stat().st_mtime_ns == written
 
 
@@ -114,11 +117,11 @@ def test_a_cache_is_filled_once(model, datamodule, tmp_path: Path, monkeypatch: 
     "change", ["encoder", "layers", "size", "crop", "dtype", "precision", "fewer images", "another image"]
 )
 def test_whatever_changes_the_features_makes_a_new_cache(
-    model, datamodule, data: Path, tmp_path: Path, tiny_encoder_file: Path, change: str
+    model, datamodule, train, data: Path, tmp_path: Path, tiny_encoder_file: Path, change: str
 ) -> None:
     root = tmp_path / "data"
     shutil.copytree(data, root)
-    train(model(feature_cache="disk"), datamodule(root), tmp_path, max_epochs=1)
+    train(model(feature_cache="disk"), datamodule(root), max_epochs=1)
     arguments: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
     images = sorted((root / "brick/train/good").iterdir())
@@ -141,57 +144,68 @@ def test_whatever_changes_the_features_makes_a_new_cache(
             "crop": {"image_size": 80, "crop_size": 64},
             "dtype": {"feature_cache_dtype": "bfloat16"},
         }[change]
-    train(model(feature_cache="disk", **arguments), datamodule(root), tmp_path, max_epochs=1, **trainer)
+    train(model(feature_cache="disk", **arguments), datamodule(root), max_epochs=1, **trainer)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
 
 
-def test_what_a_kill_leaves_is_not_used(model, datamodule, tmp_path: Path) -> None:
+def test_what_a_kill_leaves_is_not_used(model, datamodule, train, tmp_path: Path) -> None:
     """A cache that is half written has another name; one that was cut short is written again."""
-    expected = train(model(feature_cache="disk"), datamodule(), tmp_path).values
+    expected = train(model(feature_cache="disk"), datamodule()).values
     (path,) = (tmp_path / "cache").glob("*.safetensors")
     path.with_name(f".{path.stem}.partial{path.suffix}").write_bytes(b"half")
     path.write_bytes(path.read_bytes()[:1000])
-    assert train(model(feature_cache="disk"), datamodule(), tmp_path).values == expected
+    assert train(model(feature_cache="disk"), datamodule()).values == expected
     assert sorted(file.suffix for file in path.parent.iterdir()) == [".lock", ".safetensors"]
 
 
-def test_another_process_that_fills_it_is_waited_for(model, datamodule, tmp_path: Path) -> None:
-    train(model(feature_cache="disk"), datamodule(), tmp_path, max_epochs=1)
+def test_another_process_that_fills_it_is_waited_for(
+    model, datamodule, train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(model(feature_cache="disk"), datamodule(), max_epochs=1)
     (path,) = (tmp_path / "cache").glob("*.safetensors")
+    filled, seen = tmp_path / "filled", []
     code = (
-        "import sys, time, filelock\nwith filelock.FileLock(sys.argv[1]):\n print('held', flush=True)\n time.sleep(2)"
+        "import pathlib, sys, time, filelock\nwith filelock.FileLock(sys.argv[1]):\n"
+        " print('held', flush=True)\n input()\n time.sleep(0.5)\n pathlib.Path(sys.argv[2]).touch()"
     )
-    command = [sys.executable, "-c", code, str(path.with_suffix(".lock"))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
+    command = [sys.executable, "-c", code, str(path.with_suffix(".lock")), str(filled)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+
+        def listen(text: str) -> None:
+            seen.append(("waiting for it" in text, filled.exists()))
+            other.stdin.write("\n")  # only now does the other process go on
+            other.stdin.flush()
+
         assert other.stdout.readline() == "held\n"
-        train(model(feature_cache="disk"), datamodule(), tmp_path, max_epochs=1)
-        assert other.wait() == 0  # it was over before the training began
+        monkeypatch.setattr(feature_cache, "rank_zero_info", listen)
+        train(model(feature_cache="disk"), datamodule(), max_epochs=1)
+    assert seen == [(True, False), (False, True)]  # it waits before the other one is ready, and finds the file after
 
 
-def test_images_come_back_after_training(model, datamodule, tmp_path: Path) -> None:
+def test_images_come_back_after_training(model, datamodule, train) -> None:
     module = datamodule()
-    train(model(feature_cache="memory"), module, tmp_path, max_epochs=1)
+    train(model(feature_cache="memory"), module, max_epochs=1)
     assert not isinstance(module.train_data, DerivedDataset)
     assert module.train_data[0].image.shape[0] == 3
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_images_come_back_after_an_interrupted_training(model, datamodule, tmp_path: Path, error: type) -> None:
+def test_images_come_back_after_an_interrupted_training(model, datamodule, train, error: type) -> None:
     """Lightning calls no teardown then; the next model would train on the features of this one."""
 
     class Interrupt(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
+            assert isinstance(data.train_data, DerivedDataset)
             raise error
 
     data = datamodule()
     with pytest.raises((error, SystemExit)):
-        train(model(feature_cache="memory"), data, tmp_path, callbacks=[Interrupt()])
+        train(model(feature_cache="memory"), data, callbacks=[Interrupt()])
     assert not isinstance(data.train_data, DerivedDataset)
 
 
 def test_a_disk_that_fills_up_is_named_and_a_broken_image_is_not_taken_for_one(
-    model, datamodule, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model, datamodule, train, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -199,13 +213,13 @@ def test_a_disk_that_fills_up_is_named_and_a_broken_image_is_not_taken_for_one(
     with monkeypatch.context() as patch:
         patch.setattr(feature_cache, "write_features", full)
         with pytest.raises(DataError, match=r"cannot be written to .*No space left.*feature_cache_dir"):
-            train(model(feature_cache="disk"), datamodule(), tmp_path)
+            train(model(feature_cache="disk"), datamodule())
 
     copy = shutil.copytree(data, tmp_path / "copy")
     broken = sorted((copy / "brick/train/good").iterdir())[7]
     broken.write_bytes(broken.read_bytes()[:2000])
     with pytest.raises(DataError, match=f"cannot be decoded: {broken}"):
-        train(model(feature_cache="disk"), datamodule(copy), tmp_path)
+        train(model(feature_cache="disk"), datamodule(copy))
 
 
 def test_a_folder_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -216,23 +230,23 @@ def test_a_folder_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert feature_cache.FeatureCache("disk").folder == tmp_path / "caches/features"
 
 
-def test_images_that_change_every_epoch_are_refused(model, datamodule, tmp_path: Path) -> None:
+def test_images_that_change_every_epoch_are_refused(model, datamodule, train) -> None:
     augmented = datamodule(train_augmentations=RandomHorizontalFlip())
     with pytest.raises(DataError, match=r"(?s)RandomHorizontalFlip.*other images in every epoch.*feature_cache off"):
-        train(model(feature_cache="memory"), augmented, tmp_path)
-    train(model(feature_cache="memory"), datamodule(train_augmentations=Resize((90, 90))), tmp_path, max_epochs=1)
+        train(model(feature_cache="memory"), augmented)
+    train(model(feature_cache="memory"), datamodule(train_augmentations=Resize((90, 90))), max_epochs=1)
 
 
 def test_a_disk_or_memory_that_is_too_small_is_named(
-    model, datamodule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model, datamodule, train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match=r"32 images take 0\.3 MB in float32, but .* has 0\.0 MB left.*bfloat16"):
-        train(model(feature_cache="disk"), datamodule(), tmp_path)
+        train(model(feature_cache="disk"), datamodule())
     monkeypatch.setattr(feature_cache, "_memory", lambda: 1000)
     with pytest.raises(DataError, match=r"more than the memory of this machine.*feature_cache disk"):
-        train(model(feature_cache="memory"), datamodule(), tmp_path)
+        train(model(feature_cache="memory"), datamodule())
 
 
 @pytest.mark.parametrize(
@@ -247,13 +261,13 @@ def test_unknown_values_are_refused(model, arguments: dict[str, Any], message: s
         model(**arguments)
 
 
-def test_what_cannot_be_cached_is_refused(model, datamodule, tmp_path: Path) -> None:
+def test_what_cannot_be_cached_is_refused(model, datamodule, train) -> None:
     module = datamodule()
     module.external_collate_fn = lambda items: items
     with pytest.raises(DataError, match="no collate function of its own"):
-        train(model(feature_cache="memory"), module, tmp_path)
+        train(model(feature_cache="memory"), module)
     with pytest.raises(DataError, match="InpPreProcessor, got NoneType"):
-        train(model(feature_cache="memory", pre_processor=False), datamodule(), tmp_path)
+        train(model(feature_cache="memory", pre_processor=False), datamodule())
 
 
 def cached(images: list[Any], source: torch.Tensor | Path) -> DerivedDataset:

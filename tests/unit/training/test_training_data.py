@@ -154,8 +154,10 @@ def test_what_a_loader_gives_becomes_a_training_batch_once() -> None:
 
 
 @pytest.mark.parametrize("pseudo", [None, ImageBatch(image=torch.rand(2, 3, 4, 4))])
-def test_a_batch_moves_to_a_device_with_all_it_holds(pseudo: ImageBatch | None, tiny_encoder_file: Path) -> None:
-    model = InpFormer("test_vit", str(tiny_encoder_file), image_size=64)
+def test_a_batch_moves_to_a_device_with_all_it_holds(
+    pseudo: ImageBatch | None, tiny_model: Callable[..., InpFormer]
+) -> None:
+    model = tiny_model()
     sources = (ImageBatch(image=torch.rand(2, 3, 4, 4)), PatchFeatures([torch.rand(2, 1, 4)] * 2, (1, 1)))
     for source in sources:
         moved = model.transfer_batch_to_device(TrainingBatch(source, pseudo), torch.device("meta"), 0)
@@ -183,7 +185,7 @@ def test_both_parts_are_transformed_and_features_are_not() -> None:
 
 @pytest.mark.parametrize("way", ["loader", "collate function", "anomalib's pre-processor"])
 def test_plain_images_are_trained_on_whoever_loads_them(
-    way: str, root: Path, tiny_encoder_file: Path, tmp_path: Path
+    way: str, root: Path, tiny_model: Callable[..., InpFormer], quiet_engine: Callable[..., Engine]
 ) -> None:
     losses: list[float] = []
 
@@ -199,7 +201,7 @@ def test_plain_images_are_trained_on_whoever_loads_them(
         if way == "anomalib's pre-processor":
             steps = [Resize((64, 64), antialias=True), Normalize(IMAGENET_MEAN, IMAGENET_STD)]
             arguments = {"pre_processor": PreProcessor(Compose(steps))}
-        model = InpFormer("test_vit", str(tiny_encoder_file), image_size=64, map_size=64, **arguments)
+        model = tiny_model(**arguments)
         given: dict[str, Any] = {"datamodule": images}
         images.setup()
         if way == "loader":
@@ -207,10 +209,7 @@ def test_plain_images_are_trained_on_whoever_loads_them(
             given = {"train_dataloaders": loader}
         elif way == "collate function":
             images.external_collate_fn = ImageBatch.collate
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-        Engine(default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, callbacks=[Record()], **quiet).fit(
-            model, **given
-        )
+        quiet_engine(callbacks=[Record()], limit_val_batches=0).fit(model, **given)
         return list(losses)
 
     expected = train("data module")

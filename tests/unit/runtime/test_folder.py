@@ -4,27 +4,32 @@
 import copy
 import csv
 import io
+import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from anomalib.data import InferenceBatch
 from anomalib.data.utils import read_image
 from PIL import Image
 
 from anomalib_inp import InpFormer
+from anomalib_inp.cli import predict as predict_images
+from anomalib_inp.evaluation import predictions
 from anomalib_inp.evaluation.functional import seven_metrics
 from anomalib_inp.exporting.convert import metadata_of
+from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.pictures.strip import draw_result
-from anomalib_inp.runtime import predict as runtime_predict
-from anomalib_inp.runtime.metadata import read_metadata
-from anomalib_inp.runtime.model import ExportedModel
-from anomalib_inp.runtime.predict import find_images, predict_images
+from anomalib_inp.runtime import folder
+from anomalib_inp.runtime.folder import THREADS, Item, Job, find_images, plan, predict_folder
+from anomalib_inp.runtime.metadata import Metadata, read_metadata
+from anomalib_inp.runtime.model import ExportedModel, Predictions
+from anomalib_inp.runtime.predict import predict
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
+from anomalib_inp.thresholds.scale import Scale
 
 SIZE = (60, 80)
 NAMES = [f"good/{index:03}.png" for index in range(3)] + [f"dent/{index:03}.png" for index in range(3)]
@@ -56,22 +61,11 @@ def test_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_encoder_file: Path) -> InpFormer:
+def model(tiny_model: Callable[..., InpFormer]) -> InpFormer:
     torch.manual_seed(0)
-    model = InpFormer(
-        encoder="test_vit",
-        encoder_weights=str(tiny_encoder_file),
-        target_layers=[1, 2],  # a small graph exports fast
-        image_size=(80, 96),
-        crop_size=(64, 80),
-        map_size=32,
-        evaluator=False,
-        visualizer=False,
-    )
+    # a graph of two blocks exports fast
+    model = tiny_model(target_layers=[1, 2], image_size=(80, 96), crop_size=(64, 80), map_size=32, spread=8)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.ndim > 1:
-                parameter.mul_(8)
         images = torch.stack([torch.from_numpy(photograph(index)) for index in range(len(NAMES))])
         raw = model(images[:, None].expand(-1, 3, -1, -1) / 255)
     model.post_processor.set_thresholds(raw.pred_score.median().item(), raw.anomaly_map.median().item())
@@ -97,25 +91,50 @@ def in_torch(own_model: InpFormer, monkeypatch: pytest.MonkeyPatch) -> Path:
             assert category is None
             self.metadata = metadata_of(own_model)
 
-        def __call__(self, images: np.ndarray) -> InferenceBatch:
-            with torch.no_grad():
-                return InferenceBatch(*(value.numpy() for value in own_model(torch.from_numpy(images))))
+        def prepare(self, images: np.ndarray) -> np.ndarray:
+            return images
 
-    monkeypatch.setattr(runtime_predict, "ExportedModel", InTorch)
+        def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Predictions]:
+            for images in batches:
+                with torch.no_grad():
+                    yield Predictions(*(value.numpy() for value in own_model(torch.from_numpy(images))))
+
+    monkeypatch.setattr("anomalib_inp.runtime.model.ExportedModel", InTorch)
     return Path("model.xml")
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What is drawn from now on."""
+    """What is drawn from now on, in any order."""
     drawn: list[dict[str, Any]] = []
 
     def draw(image: Image.Image, shown: np.ndarray, **kwargs: Any) -> Image.Image:
         drawn.append({"shown": shown, **kwargs})
         return draw_result(image, shown, **kwargs)
 
-    monkeypatch.setattr(runtime_predict, "draw_result", draw)
+    monkeypatch.setattr(folder, "draw_result", draw)
     return drawn
+
+
+def by_name(drawn: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(drawn, key=lambda given: given["name"])
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What is measured from now on: scores, labels, maps and masks, and what comes out."""
+    measured: list[dict[str, Any]] = []
+
+    def spy(images: Iterable[tuple], num_images: int) -> tuple[dict[str, float], int]:
+        images = list(images)
+        scores, labels, maps, masks = zip(*images, strict=True)
+        values, unmasked = predictions_measure(images, num_images)
+        measured.append({"scores": scores, "labels": labels, "maps": maps, "masks": masks, "values": values})
+        return values, unmasked
+
+    predictions_measure = predictions.measure
+    monkeypatch.setattr(predictions, "measure", spy)
+    return measured
 
 
 def table(output: Path) -> list[dict[str, str]]:
@@ -135,16 +154,9 @@ def test_a_test_folder_gives_scores_pictures_and_metrics(
     exported: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    measured: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen = {}
-
-    def spy(*arguments: np.ndarray) -> dict[str, float]:
-        seen["arguments"] = arguments
-        seen["values"] = seven_metrics(*arguments)
-        return seen["values"]
-
-    monkeypatch.setattr(runtime_predict, "seven_metrics", spy)
     monkeypatch.setenv("COLUMNS", "200")
     output = tmp_path / "results"
     predict_images(exported, test_folder, output)
@@ -162,7 +174,8 @@ def test_a_test_folder_gives_scores_pictures_and_metrics(
         maps.append(metadata.to_raw(result.anomaly_map[0, 0], "pixel"))
     assert {row["anomalous"] for row in rows} == {"0", "1"}
 
-    scores, labels, raw_maps, masks = seen["arguments"]
+    (seen,) = measured
+    scores, labels, raw_maps, masks = (np.array(seen[name]) for name in ("scores", "labels", "maps", "masks"))
     np.testing.assert_allclose(scores, [float(row["raw_score"]) for row in rows], atol=1e-6)
     assert labels.tolist() == [row["image"].startswith("dent") for row in rows]
     np.testing.assert_allclose(raw_maps, maps, atol=1e-6)
@@ -179,6 +192,7 @@ def test_a_test_folder_gives_scores_pictures_and_metrics(
 
     printed = capsys.readouterr().out
     assert len(seen["values"]) == 7
+    assert seen["values"] == pytest.approx(seven_metrics(scores, labels, raw_maps, masks), abs=1e-6)
     for value in seen["values"].values():
         assert f"{100 * value:.2f}" in printed
     for text in ("part", "scores.csv", "gallery.png"):
@@ -187,13 +201,16 @@ def test_a_test_folder_gives_scores_pictures_and_metrics(
 
 
 def test_a_test_folder_without_masks_gives_image_metrics(
-    test_folder: Path, in_torch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    test_folder: Path,
+    in_torch: Path,
+    tmp_path: Path,
+    measured: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (test_folder.parent / "ground_truth/dent/001_mask.png").unlink()
-    arguments: list[tuple] = []
-    monkeypatch.setattr(runtime_predict, "seven_metrics", lambda *given: arguments.append(given) or {})
     predict_images(in_torch, test_folder, tmp_path / "results")
-    assert [len(given) for given in arguments] == [2]
+    assert [set(given["values"]) for given in measured] == [{"image_AUROC", "image_AP", "image_F1Max"}]
+    assert "No pixel metrics: 1 anomalous images have no mask." in capsys.readouterr().out
 
 
 # --- other images -----------------------------------------------------------------------------------------------------
@@ -241,20 +258,17 @@ def test_without_thresholds_there_are_raw_scores_and_no_verdicts(
     in_torch: Path,
     tmp_path: Path,
     drawn: list[dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
+    measured: list[dict[str, Any]],
 ) -> None:
-    metrics: list[dict[str, float]] = []
-    monkeypatch.setattr(
-        runtime_predict, "seven_metrics", lambda *given: metrics.append(seven_metrics(*given)) or metrics[-1]
-    )
     predict_images(in_torch, test_folder, tmp_path / "with")
     own_model.post_processor = InpPostProcessor()
     predict_images(in_torch, test_folder, tmp_path / "without")
 
-    assert metrics[1] == pytest.approx(metrics[0], abs=1e-3)
+    assert measured[1]["values"] == pytest.approx(measured[0]["values"], abs=1e-3)
     for row, other in zip(table(tmp_path / "with"), table(tmp_path / "without"), strict=True):
         assert float(other["score"]) == float(other["raw_score"]) == pytest.approx(float(row["raw_score"]), abs=1e-4)
         assert (row["anomalous"] in "01", other["anomalous"]) == (True, "")
+    assert len(drawn) == 2 * len(NAMES)
     for given in drawn[len(NAMES) :]:
         assert (given["anomalous"], given["pred_mask"]) == (None, None)
         assert np.isfinite(given["shown"]).all()
@@ -270,13 +284,121 @@ def test_raw_exports_are_drawn_normalised(
     predict_images(in_torch, test_folder, tmp_path / "normalised")
     own_model.post_processor.enable_normalization = False
     predict_images(in_torch, test_folder, tmp_path / "raw")
-    for normalised, raw in zip(drawn[: len(NAMES)], drawn[len(NAMES) :], strict=True):
+    assert len(drawn) == 2 * len(NAMES)
+    for normalised, raw in zip(by_name(drawn[: len(NAMES)]), by_name(drawn[len(NAMES) :]), strict=True):
+        assert raw["name"] == normalised["name"]
         np.testing.assert_allclose(raw["shown"], normalised["shown"], atol=1e-5)
         np.testing.assert_array_equal(raw["pred_mask"], normalised["pred_mask"])
     for normalised, raw in zip(table(tmp_path / "normalised"), table(tmp_path / "raw"), strict=True):
         assert raw["score"] == raw["raw_score"]
         assert float(raw["raw_score"]) == pytest.approx(float(normalised["raw_score"]), abs=1e-5)
         assert raw["anomalous"] == normalised["anomalous"]
+
+
+def test_without_pictures(test_folder: Path, in_torch: Path, tmp_path: Path, capsys) -> None:
+    predict_images(in_torch, test_folder, tmp_path / "with")
+    capsys.readouterr()
+    predict_images(in_torch, test_folder, tmp_path / "without", pictures=False)
+    assert files_below(tmp_path / "without") == {"scores.csv"}
+    assert (tmp_path / "without/scores.csv").read_bytes() == (tmp_path / "with/scores.csv").read_bytes()
+    printed = capsys.readouterr().out
+    assert "AUROC" in printed
+    assert "Pictures" not in printed
+    # without pictures, nothing is in the way of the next run
+    predict_images(in_torch, test_folder / "dent", test_folder / "dent/results", pictures=False)
+
+
+# --- many images ------------------------------------------------------------------------------------------------------
+
+
+class Brightness:
+    """Stands for an export that scores an image by its brightness, and counts the batches that it is given."""
+
+    metadata = Metadata(False, Scale(0.5, 0, 1), Scale(0.5, 0, 1), WHOLE_IMAGE)
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        return images
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Predictions]:
+        for images in batches:
+            self.given += 1
+            brightness = images.mean(axis=(1, 2, 3))
+            maps = np.broadcast_to(images[:, :1, :1, :1], (len(images), 1, 256, 256)).copy()
+            yield Predictions(brightness, brightness > 0.5, maps, maps > 0.5)
+
+
+@pytest.fixture
+def brightness_folder(tmp_path: Path) -> Path:
+    for index in range(40):
+        pixels = np.full((20 + index, 30), 6 * index, dtype=np.uint8)
+        write(tmp_path / f"images/{index:03}.{'jpg' if index % 3 else 'png'}", pixels)
+    return tmp_path / "images"
+
+
+def test_results_come_in_the_order_of_the_images(brightness_folder: Path, tmp_path: Path) -> None:
+    job = plan(brightness_folder, tmp_path / "results")
+    results = list(predict_folder(Brightness(), job))
+    assert [item for item, _ in results] == job.items
+    assert [prediction.score for _, prediction in results] == pytest.approx(np.arange(40) * 6 / 255, abs=2 / 255)
+    assert [row["image"] for row in table(tmp_path / "results")] == [item.path.name for item in job.items]
+
+
+def test_images_are_read_as_results_are_used(brightness_folder: Path, tmp_path: Path) -> None:
+    model = Brightness()
+    results = predict_folder(model, plan(brightness_folder, tmp_path / "results"))
+    next(results)
+    assert model.given <= 2 * THREADS + 2
+    results.close()
+
+
+def test_what_comes_before_a_broken_image_is_written(brightness_folder: Path, tmp_path: Path) -> None:
+    truncated(write(brightness_folder / "024.png", photograph(0)))
+    with pytest.raises(ValueError, match=r"024\.png is no readable image"):
+        list(predict_folder(Brightness(), plan(brightness_folder, tmp_path / "results")))
+    before = [f"{index:03}" for index in range(24)]
+    assert [Path(row["image"]).stem for row in table(tmp_path / "results")] == before
+    assert files_below(tmp_path / "results") == {"scores.csv", *(f"{name}.png" for name in before)}
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_memory_stays_the_same_however_many_images(brightness_folder: Path, tmp_path: Path, pictures: bool) -> None:
+    item, *_ = find_images(brightness_folder)
+
+    def peak(count: int) -> int:
+        items = [Item(item.path, None, None)] * count
+        drawn = {item: tmp_path / "results/000.png"} if pictures else {}
+        tracemalloc.start()
+        for _ in predict_folder(Brightness(), Job(items, brightness_folder, tmp_path / "results", drawn)):
+            pass
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    assert peak(200) < peak(60) + 15 * 2**20  # maps and masks of 140 images are 44 MiB
+
+
+def test_pictures_are_those_that_are_drawn_alone(test_folder: Path, exported: Path, tmp_path: Path) -> None:
+    predict_images(exported, test_folder, tmp_path / "results")
+    model = ExportedModel(exported)
+    for item in find_images(test_folder):
+        prediction = predict(model, item.path)
+        size = SIZE if item.mask is None else np.array(Image.open(item.mask)).shape
+        alone = draw_result(
+            Image.open(item.path).convert("RGB"),
+            prediction.shown_map,
+            pred_mask=prediction.mask,
+            gt_mask=np.zeros(size, bool) if item.mask is None else np.array(Image.open(item.mask)) > 0,
+            crop_box=model.metadata.crop_box,
+            score=prediction.score,
+            anomalous=prediction.label,
+            truth=item.anomalous,
+            name=item.path.relative_to(test_folder).as_posix(),
+        )
+        beside = Image.open(tmp_path / "results" / item.path.relative_to(test_folder))
+        np.testing.assert_array_equal(np.asarray(beside), np.asarray(alone))
 
 
 # --- what cannot be predicted -----------------------------------------------------------------------------------------

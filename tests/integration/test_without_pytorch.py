@@ -1,0 +1,150 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A computer that has OpenVINO or ONNX Runtime, but neither PyTorch nor anomalib: exports run and thresholds move."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomalib_inp.cli import COMMANDS
+from anomalib_inp.runtime.model import ExportedModel
+
+WRITTEN = Path(__file__).parents[1] / "golden" / "written_before"
+MISSING = (
+    *("torch", "torchvision", "torchmetrics", "anomalib", "lightning", "timm", "kornia", "safetensors", "filelock"),
+    *("matplotlib", "pandas", "cv2", "scipy", "skimage", "sklearn", "onnx", "onnxscript", "nncf"),
+)
+NEEDS_MORE = "pip install 'anomalib-inp[train]'"
+
+# Runs commands one after the other, and says how each ended and what it printed.
+SCRIPT = """
+import contextlib, io, json, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+missing, commands = json.loads(sys.argv[1])
+sys.meta_path.insert(0, Missing())
+
+import numpy as np
+from anomalib_inp import ExportedModel, plugin
+from anomalib_inp.cli import main
+
+plugin.register()
+endings = []
+for command in commands:
+    printed, code = io.StringIO(), None
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        if command[0] == "score":
+            score, = ExportedModel(command[1])(np.zeros((1, 3, 40, 60), np.float32)).pred_score
+            print(repr(float(score)))
+        else:
+            sys.argv = ["anomalib-inp", *command]
+            try:
+                main()
+            except SystemExit as ended:
+                code = ended.code
+    endings.append((code, printed.getvalue()))
+loaded = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "anomalib", "openvino", "onnxruntime"})
+print(json.dumps([endings, loaded]))
+"""
+
+
+def run(commands: list[list[str]], missing: tuple[str, ...]) -> tuple[list[tuple[str | int | None, str]], list[str]]:
+    """Run commands in a process in which modules cannot be imported."""
+    arguments = [sys.executable, "-c", SCRIPT, json.dumps([missing, commands])]
+    environment = {**os.environ, "COLUMNS": "200"}
+    ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    endings, loaded = json.loads(ended.stdout.splitlines()[-1])
+    return endings, loaded
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two exports, and images that the layout of their folder tells labels of."""
+    for name in ("model.xml", "model.bin", "model.onnx"):
+        shutil.copy(WRITTEN / name, tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("good/000.png", "good/001.jpg", "dent/000.png"):
+        path = tmp_path / "part/test" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)).save(path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("kind", "other"), [("model.xml", "onnxruntime"), ("model.onnx", "openvino")])
+def test_exports_run(kind: str, other: str, folder: Path) -> None:
+    model, test, results = str(folder / kind), str(folder / "part/test"), folder / "results"
+    commands = [
+        ["score", model],
+        ["predict", model, f"{test}/dent/000.png", "--output", str(results / "one")],
+        ["predict", model, test, "--output", str(results / "all")],
+        ["threshold", model],
+    ]
+    endings, loaded = run(commands, (*MISSING, other))
+    assert [code for code, _ in endings] == [None] * 4, endings
+    assert loaded == [{"openvino": "onnxruntime", "onnxruntime": "openvino"}[other]]
+    (_, score), (_, one), (_, several), (_, threshold) = endings
+    assert float(score) == ExportedModel(model)(np.zeros((1, 3, 40, 60), np.float32)).pred_score[0]
+    assert "Pictures" in one
+    assert NEEDS_MORE not in one, "metrics are not missed where there are no labels"
+    assert f"No metrics: they need {NEEDS_MORE}" in several
+    assert "Image threshold: 0.834874" in threshold
+    pictures = {path.relative_to(results / "all").as_posix() for path in (results / "all").rglob("*.png")}
+    assert pictures == {"good/000.png", "good/001.png", "dent/000.png", "gallery.png"}
+    scores = [(results / name / "scores.csv").read_text().splitlines() for name in ("one", "all")]
+    assert [len(rows) for rows in scores] == [2, 4]
+    assert scores[0][1] == scores[1][1].removeprefix("dent/")
+
+
+@pytest.mark.parametrize("kind", ["model.xml", "model.onnx"])
+def test_thresholds_move(kind: str, folder: Path) -> None:
+    missing = tuple(name for name in MISSING if kind == "model.xml" or name != "onnx")
+    (moved, shown), _ = run(
+        [["threshold", str(folder / kind), "--image", "0.5"], ["threshold", str(folder / kind)]], missing
+    )
+    assert moved[0] is shown[0] is None
+    assert moved[1] == shown[1]
+    assert "Image threshold: 0.5\n" in shown[1]
+
+
+def test_help_needs_nothing_and_other_commands_say_what_they_need(folder: Path) -> None:
+    helps = [["--help"], *([command, "--help"] for command in COMMANDS)]
+    heavy = [
+        ["benchmark", "multi_class"],
+        ["benchmark-export", "a.ckpt", str(folder / "part/test")],
+        ["sample-data", str(folder / "sample")],
+        ["convert", "model.pth", "inp.ckpt"],
+        ["map", "inp.ckpt"],
+        ["threshold", "inp.ckpt"],
+    ]
+    endings, loaded = run([*helps, *heavy], (*MISSING, "openvino", "onnxruntime"))
+    assert loaded == []
+    assert [code for code, _ in endings[: len(helps)]] == [0] * len(helps)
+    for command in COMMANDS:
+        assert command in endings[0][1]
+    for command, (message, _) in zip(heavy, endings[len(helps) :], strict=True):
+        assert message.startswith(f"anomalib-inp: {command[0]} needs {NEEDS_MORE}"), message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize(("kind", "extra"), [("model.xml", "openvino"), ("model.onnx", "onnx")])
+def test_a_missing_runtime_is_named(kind: str, extra: str, folder: Path) -> None:
+    image = str(folder / "part/test/dent/000.png")
+    commands = [["predict", str(folder / kind), image, "--output", str(folder / "results")]]
+    commands.append(["threshold", str(folder / kind), "--image", "0.5"])
+    endings, _ = run(commands, (*MISSING, "openvino", "onnxruntime"))
+    assert [message for message, _ in endings] == [
+        f"anomalib-inp: {kind} needs pip install 'anomalib-inp[{extra}]'." for _ in commands
+    ]

@@ -1,0 +1,127 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+import pickle
+import re
+import shutil
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import openvino
+import pytest
+
+import anomalib_inp
+from anomalib_inp.files import VARIABLE
+from anomalib_inp.runtime.model import ExportedModel
+
+WRITTEN = Path(__file__).parents[2] / "golden" / "written_before"
+KINDS = ("model.xml", "model.onnx")
+
+
+def images(count: int = 6) -> list[np.ndarray]:
+    """Batches of one, of different sizes."""
+    rng = np.random.default_rng(0)
+    return [rng.random((1, 3, 40 + 9 * index, 90 - 7 * index), dtype=np.float32) for index in range(count)]
+
+
+def test_the_package_names_it() -> None:
+    assert anomalib_inp.ExportedModel is ExportedModel
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_process_opens_the_file_anew(kind: str) -> None:
+    model, (image,) = ExportedModel(WRITTEN / kind, category="grass"), images(1)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        theirs = process.submit(ExportedModel.__call__, model, image).result()
+    ours = model(image)
+    for name in ours._fields:
+        np.testing.assert_array_equal(getattr(theirs, name), getattr(ours, name))
+
+
+def test_a_copy_has_the_same_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(WRITTEN)
+    model = ExportedModel("model.xml", performance="throughput", threads=2, streams=2, category="brick")
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(pickle.dumps(model)).__reduce__() == model.__reduce__()  # noqa: S301
+    assert pickle.loads(pickle.dumps(model)).metadata == model.metadata  # noqa: S301
+
+
+@pytest.mark.parametrize("performance", ["latency", "throughput"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_threads_share_a_model(kind: str, performance: str) -> None:
+    model, batches = ExportedModel(WRITTEN / kind, performance=performance), images()
+    expected = [model(batch) for batch in batches]
+    together = Barrier(4)
+
+    def run(start: int) -> list[float]:
+        together.wait(10)  # all at once, each with another image
+        found = []
+        for position in range(12):
+            index = (start + position) % len(batches)
+            result = model(batches[index])
+            np.testing.assert_array_equal(result.anomaly_map, expected[index].anomaly_map)
+            found.append(float(result.pred_score[0] - expected[index].pred_score[0]))
+        return found
+
+    with ThreadPoolExecutor(4) as threads:
+        assert {difference for found in threads.map(run, range(4)) for difference in found} == {0.0}
+
+
+def test_what_was_compiled_before_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    first, second = ([ExportedModel(WRITTEN / "model.xml")(image) for image in images()] for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.anomaly_map, other.anomaly_map)
+    (kept,) = (tmp_path / "openvino").iterdir()
+    kept.write_bytes(b"broken")
+    assert ExportedModel(WRITTEN / "model.xml")(images(1)[0]).pred_score == first[0].pred_score
+    assert kept.stat().st_size > 1000
+
+
+def test_another_file_of_the_same_name_is_compiled_anew(tmp_path: Path) -> None:
+    for suffix in ("xml", "bin"):
+        shutil.copy(WRITTEN / f"model.{suffix}", tmp_path)
+    before = ExportedModel(tmp_path / "model.xml")(images(1)[0]).pred_score
+    places = re.findall(r'offset="(\d+)" size="(\d+)"', (tmp_path / "model.xml").read_text())
+    offset, size = max(((int(offset), int(size)) for offset, size in places), key=lambda place: place[1])
+    with (tmp_path / "model.bin").open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    assert ExportedModel(tmp_path / "model.xml")(images(1)[0]).pred_score != before
+
+
+@pytest.mark.parametrize("size", [(1, 3, 40, 50), (2, 3, 64, 96), (1, 3, 150, 70)])
+def test_resizing_outside_the_graph_changes_nothing(size: tuple[int, ...]) -> None:
+    """OpenVINO runs the file as it is, resizing included, and gives the same numbers."""
+    image = np.random.default_rng(1).random(size, dtype=np.float32)
+    core = openvino.Core()
+    whole = core.compile_model(core.read_model(WRITTEN / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    theirs, ours = whole(image), ExportedModel(WRITTEN / "model.xml")(image)
+    for name in ("pred_score", "anomaly_map"):
+        np.testing.assert_allclose(getattr(ours, name), theirs[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_may_be_prepared_beforehand(kind: str) -> None:
+    model = ExportedModel(WRITTEN / kind)
+    for image in images():
+        prepared = model.prepare(image)
+        assert prepared.shape[2:] == ((64, 96) if kind == "model.xml" else image.shape[2:])
+        np.testing.assert_array_equal(model(prepared).anomaly_map, model(image).anomaly_map)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_file_is_named(kind: str, tmp_path: Path) -> None:
+    (tmp_path / kind).write_bytes((WRITTEN / kind).read_bytes()[:-100])
+    shutil.copy(WRITTEN / "model.bin", tmp_path)
+    with pytest.raises(ValueError, match=rf"{kind} cannot be read as a model"):
+        ExportedModel(tmp_path / kind)
+
+
+def test_a_model_without_its_weights(tmp_path: Path) -> None:
+    shutil.copy(WRITTEN / "model.xml", tmp_path)
+    with pytest.raises(ValueError, match=r"needs its \.bin beside it"):
+        ExportedModel(tmp_path / "model.xml")

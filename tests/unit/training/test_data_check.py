@@ -1,0 +1,167 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+import io
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from anomalib.data import MVTecAD
+from part import SIZE, mask, pixels, write, write_part
+from PIL import Image
+
+from anomalib_inp.data.file_checks import DataError
+from anomalib_inp.training import data_check
+
+Make = Callable[..., Any]
+CROPPED = {"image_size": SIZE, "crop_size": 64}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_part(tmp_path / "data")
+
+
+@pytest.fixture
+def datamodule(root: Path) -> MVTecAD:
+    return MVTecAD(root=root, category="part", num_workers=0, train_batch_size=1, val_split_mode="same_as_test")
+
+
+# --- files that are no images -----------------------------------------------------------------------------------------
+
+
+def test_an_empty_training_folder_is_named(
+    quiet_engine: Make, datamodule: MVTecAD, root: Path, tiny_model: Make
+) -> None:
+    for path in (root / "part/train/good").iterdir():
+        path.unlink()
+    with pytest.raises(DataError) as caught:
+        quiet_engine().fit(tiny_model(), datamodule=datamodule)
+    assert f"There are no training images in {root / 'part'}. " in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"], ids=["empty", "text"])
+@pytest.mark.parametrize("name", ["train/good/001.png", "test/dent/001.png", "ground_truth/dent/001_mask.png"])
+def test_a_file_that_is_no_image_is_named_before_training(
+    content: bytes,
+    name: str,
+    quiet_engine: Make,
+    datamodule: MVTecAD,
+    root: Path,
+    tiny_model: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = root / "part" / name
+    path.write_bytes(content)
+    model, steps = tiny_model(), []
+    monkeypatch.setattr(model, "training_step", lambda *_: steps.append(1))
+    with pytest.raises(DataError) as caught:
+        quiet_engine().fit(model, datamodule=datamodule)
+    assert f"Files are no images that can be used: {path} (UnidentifiedImageError). Replace, convert or remove" in str(
+        caught.value
+    )
+    assert not steps
+
+
+def test_every_run_looks_at_its_own_images(
+    quiet_engine: Make, datamodule: MVTecAD, root: Path, tiny_model: Make
+) -> None:
+    (root / "part/train/good/001.png").write_bytes(b"")
+    model = tiny_model()
+    quiet_engine().validate(model, datamodule=datamodule)
+    with pytest.raises(DataError, match=r"train/good/001\.png"):
+        quiet_engine().fit(model, datamodule=datamodule)
+
+
+def truncated() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()).save(buffer, "PNG")
+    return buffer.getvalue()[: buffer.tell() // 2]
+
+
+def with_broken_chunk() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels()).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    start = content.index(b"IDAT") - 4
+    # Two data chunks, the second of which has no valid name.
+    length = int.from_bytes(content[start : start + 4], "big")
+    data = bytes(content[start + 8 : start + 8 + length])
+    return bytes(content[:start]) + chunk(b"IDAT", data[:50]) + chunk(b"\0\1\2\3", data[50:])
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("broken", [truncated, with_broken_chunk])
+@pytest.mark.parametrize("name", ["train/good/001.png", "test/dent/001.png", "ground_truth/dent/001_mask.png"])
+def test_an_image_that_cannot_be_decoded_is_named(
+    broken, name: str, quiet_engine: Make, datamodule: MVTecAD, root: Path, tiny_model: Make
+) -> None:
+    path = root / "part" / name
+    path.write_bytes(broken())
+    with pytest.raises(DataError) as caught:
+        quiet_engine().fit(tiny_model(), datamodule=datamodule)
+    assert f"Images cannot be decoded: {path} (" in str(caught.value)
+    assert str(caught.value).count(str(root)) == 1
+    assert isinstance(caught.value.__cause__, OSError | SyntaxError)
+
+
+def test_other_errors_stay_what_they_are(
+    quiet_engine: Make, datamodule: MVTecAD, tiny_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    model = tiny_model()
+    monkeypatch.setattr(model, "training_step", fail)
+    for error in (OSError("disk full"), RuntimeError("no memory")):
+        with pytest.raises(type(error), match=str(error)):
+            quiet_engine().fit(model, datamodule=datamodule)
+
+
+# --- what a crop leaves out -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", ["fit", "validate", "test"])
+def test_a_crop_is_announced_and_what_it_misses_is_counted(
+    run: str, quiet_engine: Make, datamodule: MVTecAD, tiny_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(data_check, "rank_zero_info", said.append)
+    subset = "test" if run == "test" else "validation"
+    expected = f"1 of the 3 anomalous {subset} images have their whole mask outside the inspected centre"
+    model = tiny_model(**CROPPED)
+    # Of a training, two epochs here, the last validation is reported.
+    with pytest.warns(UserWarning, match=expected) as caught:
+        getattr(quiet_engine(max_epochs=2), run)(model, datamodule=datamodule)
+    assert len([warning for warning in caught if "whole mask outside" in str(warning.message)]) == 1
+    assert said == [
+        "Only the centre of each image is inspected: 16.7 to 83.3 % of its width, 16.7 to 83.3 % of its height."
+    ]
+
+
+def test_without_a_crop_nothing_is_missed(
+    quiet_engine: Make, datamodule: MVTecAD, tiny_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(data_check, "rank_zero_info", said.append)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet_engine().test(tiny_model(), datamodule=datamodule)
+    assert not [warning for warning in caught if "mask outside" in str(warning.message)]
+    assert not said
+
+
+def test_a_crop_that_misses_nothing_says_so_by_silence(
+    quiet_engine: Make, datamodule: MVTecAD, root: Path, tiny_model: Make
+) -> None:
+    write(root / "part/ground_truth/dent/000_mask.png", mask(slice(0, 20), slice(0, 20)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet_engine().test(tiny_model(**CROPPED), datamodule=datamodule)
+    assert not [warning for warning in caught if "mask outside" in str(warning.message)]
