@@ -188,6 +188,11 @@ class SiblingTester:
         with pytest.raises(ValueError, match=message):
             model(**arguments)
 
+    def test_its_maps_are_those_that_it_names(self, model) -> None:
+        built = model()
+        assert tuple(built.model.maps) == self.model_class.maps
+        assert built.model.map == self.model_class.maps[0]
+
     def test_non_square_crops_work(self, model) -> None:
         trained = model(image_size=(96, 160), crop_size=(64, 128), map_size=None).eval()
         with torch.no_grad():

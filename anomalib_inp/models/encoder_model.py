@@ -59,8 +59,8 @@ class EncoderModel(InpExport, _Module):
 
     num_groups: ClassVar[int] = 2
     """Groups of tapped blocks that the encoder delivers."""
-    default_map: ClassVar[str]
-    """Name of the map that is shown unless another is asked for."""
+    maps: ClassVar[tuple[str, ...]]
+    """Names of its anomaly maps; the first is shown unless another is asked for."""
     quantised: ClassVar[tuple[str, ...]] = ("encoder.backbone",)
     """Parts of the network whose linear layers INT8 may quantise."""
 
@@ -110,6 +110,10 @@ class EncoderModel(InpExport, _Module):
             FileNotFoundError: The encoder's weights are unavailable; the message names the ways to get them.
         """
         objective = self.build_objective()
+        shown = map or self.maps[0]
+        if shown not in self.maps:
+            msg = f"The anomaly map must be one of {', '.join(self.maps)}, got {map!r}."
+            raise ValueError(msg)
         map_size = None if map_size is None else as_pair(map_size, "map_size")
         frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, self.num_groups)
         if pre_processor is True:
@@ -118,7 +122,7 @@ class EncoderModel(InpExport, _Module):
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
         self.model: Detector = self.build_detector(frozen)
-        self.model.map = map or self.default_map
+        self.model.map = shown
         self.model.smoothing.map_size = map_size
         self.objective: Any = objective
 

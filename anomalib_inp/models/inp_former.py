@@ -53,7 +53,7 @@ class InpFormer(TrainedModel, AnomalibModule):
     """
 
     recipes: ClassVar = {"published": Recipe(), "short": SHORT}
-    default_map: ClassVar = "reconstruction"
+    maps: ClassVar = tuple(INP_FORMER_MAPS)
 
     def __init__(
         self,

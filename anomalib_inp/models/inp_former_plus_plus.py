@@ -4,7 +4,7 @@
 """INP-Former++ as an anomalib model."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from anomalib.data import ImageBatch
@@ -32,6 +32,8 @@ from anomalib_inp.scoring.readings import (
 )
 from anomalib_inp.training.recipe import SHORT, Recipe, check_positive
 from anomalib_inp.training.training_data import TrainingData
+
+PlusPlusMap = Literal["fused", "segmentation", "reconstruction", "prototype_distance", "nearest_prototype_distance"]
 
 
 def plus_plus_maps(head: SegmentationHead | None) -> dict[str, list[Reading]]:
@@ -91,16 +93,13 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
     """
 
     recipes: ClassVar = {"published": Recipe(learning_rate=5e-4), "short": SHORT}
-    default_map: ClassVar = "fused"
+    maps: ClassVar = get_args(PlusPlusMap)
 
     def __init__(
         self,
         encoder: str = "vit_base_patch14_reg4_dinov2",
         encoder_weights: str = "timm",
-        map: Literal[  # noqa: A002
-            "fused", "reconstruction", "segmentation", "prototype_distance", "nearest_prototype_distance"
-        ]
-        | None = None,
+        map: PlusPlusMap | None = None,  # noqa: A002
         num_prototypes: int = 6,
         coherence_weight: float = 0.2,
         mining_power: float = 3.0,

@@ -38,7 +38,7 @@ def distance_to_the_mean(reconstruction: Reconstruction) -> Tensor:
 
 class ToySibling(EncoderModel, AnomalibModule):
     num_groups: ClassVar = 3
-    default_map: ClassVar = "distance"
+    maps: ClassVar = ("distance",)
 
     def build_detector(self, encoder: FrozenEncoder) -> Detector:
         return Detector(PlainNetwork(encoder), {"distance": [distance_to_the_mean]})
