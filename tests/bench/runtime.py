@@ -3,20 +3,19 @@
 
 """``anomalib-inp predict`` in fresh processes, for speed.py: its start, images per second, and memory."""
 
-import os
+import resource
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pages
 from PIL import Image
 
-IMAGES = {"ViT-S/14": 500, "ViT-B/14": 200}
-"""Images of the folder whose images per second are measured."""
 FEW, MANY = 100, 2000
 SIZES = (300, 1100)
 PREDICT = (sys.executable, "-m", "anomalib_inp.cli", "predict")
@@ -43,10 +42,10 @@ from anomalib_inp.runtime.predict import read
 model = ExportedModel(sys.argv[1], performance="throughput")
 images = [model.prepare(read(path)) for path in sorted(Path(sys.argv[2]).iterdir())[:20]]
 list(model.stream(images[:4]))
-start = time.perf_counter()
+start, used = time.perf_counter(), time.process_time()
 for _ in model.stream(itertools.islice(itertools.cycle(images), int(sys.argv[3]))):
     pass
-print(time.perf_counter() - start)
+print(time.perf_counter() - start, time.process_time() - used)
 """
 
 
@@ -64,24 +63,49 @@ def mixed_images(source: Path, folder: Path, count: int) -> Path:
     return folder
 
 
-def measured(*command: object) -> tuple[float, float]:
-    """Run a command; returns seconds and the peak of the memory in MB."""
-    began = time.perf_counter()
-    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+class Cost(NamedTuple):
+    """What a process took: seconds, seconds of all processors, and its peak memory in MB."""
+
+    seconds: float
+    processor: float
+    memory: float
+
+
+def measured(*command: object) -> Cost:
+    """Run a command."""
+    began, before = time.perf_counter(), processor_time()
+    process, peak = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL), 0.0
+    while process.poll() is None:
+        time.sleep(0.005)
+        # not what the system reports at its end: that counts the memory of this process, which it was forked from
+        peak = max(peak, memory_peak(process.pid))
     seconds = time.perf_counter() - began
-    if status:
-        raise subprocess.CalledProcessError(status, process.args)
-    return seconds, usage.ru_maxrss / 1024
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return Cost(seconds, processor_time() - before, peak)
 
 
-def start(exports: dict[str, Path], image: Path, folder: Path, rounds: int) -> dict[str, list[tuple[float, float]]]:
+def processor_time() -> float:
+    """Seconds of all processors that the processes which have ended took."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def memory_peak(process: int) -> float:
+    """Highest resident memory of a process so far, in MB; 0 once it has ended. Linux only."""
+    with suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return 0.0
+
+
+def start(exports: dict[str, Path], image: Path, folder: Path, rounds: int) -> dict[str, list[Cost]]:
     """Predict one image, pictures included, with warm caches; and do the least with ONNX Runtime."""
     commands = {
         f"predict, {kind}": (*PREDICT, path, image, "--output", folder / "one") for kind, path in exports.items()
     }
     commands["ONNX Runtime alone"] = (sys.executable, "-c", ALONE, exports["ONNX"], image)
-    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    runs: dict[str, list[Cost]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
             result = measured(*command)
@@ -90,17 +114,17 @@ def start(exports: dict[str, Path], image: Path, folder: Path, rounds: int) -> d
     return runs
 
 
-def per_second(model: Path, images: Path, folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Images per second of the model alone, and of the whole command, its start included."""
-    count = len(list(images.iterdir()))
+def many(model: Path, images: Path, folder: Path, rounds: int) -> dict[str, list[Cost]]:
+    """A folder of images through the model alone, and through the whole command, its start included."""
     whole = (*PREDICT, model, images, "--output", folder / "many")
-    rates: dict[str, list[float]] = {"model alone": [], "predict, no pictures": [], "predict": []}
+    runs: dict[str, list[Cost]] = {"model alone": [], "predict, no pictures": [], "predict": []}
     for _ in range(rounds):
-        command = [sys.executable, "-c", MODEL, str(model), str(images), str(count)]
-        rates["model alone"].append(count / float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
-        rates["predict, no pictures"].append(count / measured(*whole, "--pictures", "false")[0])
-        rates["predict"].append(count / measured(*whole)[0])
-    return rates
+        command = [sys.executable, "-c", MODEL, str(model), str(images), str(FEW)]
+        printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+        runs["model alone"].append(Cost(*map(float, printed.split()), memory=0))
+        runs["predict, no pictures"].append(measured(*whole, "--pictures", "false"))
+        runs["predict"].append(measured(*whole))
+    return runs
 
 
 def memory(model: Path, source: Path, folder: Path) -> dict[str, float]:
@@ -108,7 +132,7 @@ def memory(model: Path, source: Path, folder: Path) -> dict[str, float]:
     peaks = {}
     for count in (FEW, MANY):
         images = mixed_images(source, folder / f"images-{count}", count)
-        _, peaks[str(count)] = measured(*PREDICT, model, images, "--output", folder / "memory")
+        peaks[str(count)] = measured(*PREDICT, model, images, "--output", folder / "memory").memory
     return peaks
 
 
@@ -118,17 +142,22 @@ def text(values: dict[str, Any], labels: list[str]) -> str:
     for run in ("predict, OpenVINO", "predict, ONNX", "ONNX Runtime alone"):
         cells = []
         for label in labels:
-            seconds, peaks = zip(*values[f"start {label}"][run], strict=True)
+            seconds, _, peaks = zip(*values[f"start {label}"][run], strict=True)
             cells.append(f"{pages.spread(list(seconds))} s, {statistics.median(peaks):.0f} MB")
         goal = "2.5 s, 400 MB (ViT-S)" if run == "predict, OpenVINO" else ""
         rows.append([f"one image: {run}", goal, *cells])
     for run in ("model alone", "predict, no pictures", "predict"):
         cells = []
         for label in labels:
-            rates = values[f"folder {label}"]
-            share = statistics.median(pages.ratios(rates, run, "model alone"))
-            cells.append(f"{statistics.median(rates[run]):.2f} a second ({100 * share:.0f} %)")
-        rows.append([f"a folder: {run}", "85 %" if run == "predict, no pictures" else "", *cells])
+            seconds, used = (
+                {name: [cost[part] for cost in runs] for name, runs in values[f"folder {label}"].items()}
+                for part in (0, 1)
+            )
+            rates = [FEW / value for value in seconds[run]]
+            share = statistics.median(pages.ratios(seconds, "model alone", run))
+            each = statistics.median(used[run]) / FEW
+            cells.append(f"{pages.spread(rates)} a second ({100 * share:.0f} %), {1000 * each:.0f} ms of processors")
+        rows.append([f"{FEW} images: {run}", "85 %" if run == "predict, no pictures" else "", *cells])
     for count, peak in values.get("folder memory", {}).items():
         rows.append([f"{count} images: peak memory", "", f"{peak:.0f} MB", *[""] * (len(labels) - 1)])
     return pages.table(["", "goal", *labels], rows)
