@@ -627,13 +627,14 @@ def test_several_streams_are_read_at_a_time(exports, images) -> None:
 
 
 def test_settings_reach_openvino_and_performance_is_one_of_two(exports, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled, compile_model = [], openvino.Core.compile_model
+    compiled: list[openvino.CompiledModel] = []
 
-    def watched(*arguments: object) -> openvino.CompiledModel:
-        compiled.append(compile_model(*arguments))
-        return compiled[-1]
+    def watch(name: str) -> None:
+        make = getattr(openvino.Core, name)
+        monkeypatch.setattr(openvino.Core, name, lambda *arguments: compiled.append(make(*arguments)) or compiled[-1])
 
-    monkeypatch.setattr(openvino.Core, "compile_model", watched)
+    for name in ("compile_model", "import_model"):  # what has been compiled before is read again
+        watch(name)
     for performance, threads in (("throughput", 2), ("latency", 1)):
         ExportedModel(exports["openvino"], performance=performance, threads=threads, streams=1)
         names = ("PERFORMANCE_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS", "INFERENCE_PRECISION_HINT")

@@ -174,7 +174,7 @@ def test_all_faults_are_named_at_once(root: Path, own: Path) -> None:
         ({"sources": [Source("MVTecAD")], "categories": ["brick"]}, "belong to one source: name them in each"),
         ({"shots": 1.5}, "shots must be a number of normal images"),
         ({"shots": True}, "shots must be a number of normal images"),
-        ({"shots": 2, "train_augmentations": RandomHorizontalFlip()}, "drawn once and kept. Leave out train_augm"),
+        ({"shots": 2, "train_augmentations": RandomHorizontalFlip()}, "the same in every epoch. Leave out train_augm"),
         ({"seed": -1}, "seed must be a whole number that is not negative, got -1"),
         ({"val_split_mode": "from_train", "val_split_ratio": 2}, "val_split_ratio must be a share of the images"),
         ({"test_split_ratio": 0.0}, "test_split_ratio must be a share of the images"),
