@@ -4,10 +4,12 @@
 """The one list of models. It imports none of them before one is asked for."""
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    # Every program that uses torch imports this file, and few of them use paths.
+    from pathlib import Path
+
     from anomalib.models.components import AnomalibModule
 
 MODELS = {
@@ -29,7 +31,7 @@ def model_class(name: str) -> "type[AnomalibModule]":
     return getattr(import_module(MODELS[name]), name)
 
 
-def load_model(checkpoint: str | Path, **kwargs: Any) -> "AnomalibModule":
+def load_model(checkpoint: "str | Path", **kwargs: Any) -> "AnomalibModule":
     """Load a checkpoint of ours on the CPU, whichever model it is of.
 
     Args:
