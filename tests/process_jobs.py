@@ -7,6 +7,7 @@ Importing PyTorch and anomalib takes longer than all of it, so that the jobs fol
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ class Losses(Callback):
 def make_engine(folder: Path, devices: int, **arguments: Any) -> Engine:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     strategy = "ddp" if devices > 1 else "auto"
-    return Engine(default_root_dir=folder, accelerator="cpu", devices=devices, strategy=strategy, **quiet, **arguments)
+    # anomalib fails where two processes make a folder of the same number at once, as each further training here does.
+    root = folder / "of other processes" if int(os.environ.get("LOCAL_RANK", 0)) else folder
+    return Engine(default_root_dir=root, accelerator="cpu", devices=devices, strategy=strategy, **quiet, **arguments)
 
 
 def train(name: str, data: str, encoder: str, folder: Path, devices: int) -> None:

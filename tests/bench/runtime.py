@@ -16,6 +16,8 @@ import numpy as np
 import pages
 from PIL import Image
 
+IMAGES = 500
+"""Images of the folder whose images per second are measured."""
 FEW, MANY = 100, 2000
 SIZES = (300, 1100)
 PREDICT = (sys.executable, "-m", "anomalib_inp.cli", "predict")
@@ -119,7 +121,7 @@ def many(model: Path, images: Path, folder: Path, rounds: int) -> dict[str, list
     whole = (*PREDICT, model, images, "--output", folder / "many")
     runs: dict[str, list[Cost]] = {"model alone": [], "predict, no pictures": [], "predict": []}
     for _ in range(rounds):
-        command = [sys.executable, "-c", MODEL, str(model), str(images), str(FEW)]
+        command = [sys.executable, "-c", MODEL, str(model), str(images), str(IMAGES)]
         printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
         runs["model alone"].append(Cost(*map(float, printed.split()), memory=0))
         runs["predict, no pictures"].append(measured(*whole, "--pictures", "false"))
@@ -153,11 +155,11 @@ def text(values: dict[str, Any], labels: list[str]) -> str:
                 {name: [cost[part] for cost in runs] for name, runs in values[f"folder {label}"].items()}
                 for part in (0, 1)
             )
-            rates = [FEW / value for value in seconds[run]]
+            rates = [IMAGES / value for value in seconds[run]]
             share = statistics.median(pages.ratios(seconds, "model alone", run))
-            each = statistics.median(used[run]) / FEW
+            each = statistics.median(used[run]) / IMAGES
             cells.append(f"{pages.spread(rates)} a second ({100 * share:.0f} %), {1000 * each:.0f} ms of processors")
-        rows.append([f"{FEW} images: {run}", "85 %" if run == "predict, no pictures" else "", *cells])
+        rows.append([f"{IMAGES} images: {run}", "85 %" if run == "predict, no pictures" else "", *cells])
     for count, peak in values.get("folder memory", {}).items():
         rows.append([f"{count} images: peak memory", "", f"{peak:.0f} MB", *[""] * (len(labels) - 1)])
     return pages.table(["", "goal", *labels], rows)

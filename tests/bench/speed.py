@@ -229,10 +229,10 @@ def running(label: str, encoder: str, folder: Path, results: pages.Results) -> N
     model.post_processor.set_thresholds(0.3, 0.3)
     exported = {"OpenVINO": model.to_openvino(folder / encoder), "ONNX": model.to_onnx(folder / encoder)}
     del model
-    images = runtime.mixed_images(source, folder / f"mixed-{encoder}", runtime.FEW)
+    images = runtime.mixed_images(source, folder / f"mixed-{encoder}", runtime.IMAGES)
     first = min(images.iterdir())
     results.get(wanted[0], partial(runtime.start, exported, first, folder, 5))
-    results.get(wanted[1], partial(runtime.many, exported["OpenVINO"], images, folder, 5))
+    results.get(wanted[1], partial(runtime.many, exported["OpenVINO"], images, folder, 2))
     for key in wanted[2:]:
         results.get(key, partial(runtime.memory, exported["OpenVINO"], source, folder))
 
