@@ -97,7 +97,7 @@ def as_pair(size: int | Sequence[int], name: str) -> tuple[int, int]:
     Raises:
         ValueError: Not one or two positive numbers.
     """
-    sides = [size] if isinstance(size, int) else list(size)
+    sides = np.ravel(size).tolist()
     if len(sides) not in {1, 2} or any(int(side) != side or side < 1 for side in sides):
         msg = f"{name} must be a positive number of pixels, or height and width, got {size}."
         raise ValueError(msg)

@@ -4,6 +4,7 @@
 """A few real anomalous images with masks, for semi-supervised training; what is trained on is never tested on."""
 
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class LabelledAnomalies:
     """
 
     def __init__(self, source: int | str | None = None, seed: int = 0) -> None:
-        if isinstance(source, int) and source < 1:
+        if isinstance(source, Integral) and source < 1:
             msg = f"labelled_anomalies must be a number of images, at least 1, or a folder, got {source}."
             raise ValueError(msg)
         if seed < 0:
@@ -87,7 +88,7 @@ class LabelledAnomalies:
         if not len(data.train_data):
             msg = "There are no training images that the defects of labelled anomalies could be pasted onto."
             raise DataError(msg)
-        drawn = list(_drawn(data, source, self.seed) if isinstance(source, int) else _of_folder(Path(source)))
+        drawn = list(_drawn(data, source, self.seed) if isinstance(source, Integral) else _of_folder(Path(str(source))))
         missing = [str(image) for image, masks in drawn if not masks]
         if missing:
             msg = (

@@ -93,6 +93,7 @@ class InpPostProcessor(PostProcessor):
         self.ranges: dict[str, tuple[Scale, Scale]] = {}
         self._subset = Subset()
         self._validation: ValidationScales | None = None
+        self._chosen_at = 0
 
     @property
     def _checkpoint_config_keys(self) -> tuple[str, ...]:
@@ -159,6 +160,7 @@ class InpPostProcessor(PostProcessor):
         if common := self._validation.common.compute():
             image, pixel, self._source = common
             self._store(image, pixel)
+        self._chosen_at = trainer.global_step
         self._validation = None
 
     def _with_thresholds(self, subset: Subset) -> list[str]:
@@ -208,10 +210,24 @@ class InpPostProcessor(PostProcessor):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._say_thresholds()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Thresholds that are there belong to the weights that the training begins with."""
+        del pl_module
+        self._chosen_at = trainer.global_step
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say which thresholds the training ends with."""
-        del trainer, pl_module
-        if self._source:
+        """Say which thresholds the training ends with; those of other weights are dropped."""
+        del pl_module
+        if self._chosen_at != trainer.global_step and (self.ranges or not self.image_threshold.isnan()):
+            nothing = Scale(*[torch.nan] * 3)
+            self._store(nothing, nothing)
+            self.ranges = {}
+            rank_zero_warn(
+                f"The thresholds were those of the weights of step {self._chosen_at}, but the training ended at step "
+                f"{trainer.global_step} without a validation: the finished model has none. Choose some: anomalib "
+                "validate --ckpt_path finished.ckpt, or set them by hand: anomalib-inp threshold."
+            )
+        elif self._source:
             self._say_thresholds()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

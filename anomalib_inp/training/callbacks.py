@@ -104,6 +104,40 @@ class ResumableMaxSteps(Callback):
             trainer.should_stop = True
 
 
+class FinalValidation(Callback):
+    """Validates after the last step, however rarely it is done: thresholds belong to the weights of a moment.
+
+    A training that is stopped by a callback at the end of an epoch has been validated by then, or is not.
+    """
+
+    def __init__(self) -> None:
+        self.interval: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look up how many epochs pass between two validations."""
+        del pl_module
+        self.interval = trainer.check_val_every_n_epoch
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop after the last batch: a training that is stopped is validated first, if it is the epoch for it."""
+        del pl_module
+        if trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.should_stop = True
+        if self.interval is not None:
+            trainer.check_val_every_n_epoch = 1 if trainer.should_stop else self.interval
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the number back."""
+        del pl_module
+        trainer.check_val_every_n_epoch = self.interval
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the number back."""
+        del exception
+        if trainer.training:
+            self.on_train_end(trainer, pl_module)
+
+
 class FinishedCheckpoint(Callback):
     """Writes the finished model, weights only, beside the checkpoint that training can be resumed from."""
 
@@ -180,6 +214,7 @@ def training_callbacks() -> list[Callback]:
         DefaultEpochs(),
         EpochSeed(),
         ResumableMaxSteps(),
+        FinalValidation(),
         FiniteLoss(),
         FinishedCheckpoint(),
         RefuseEmptyTraining(),

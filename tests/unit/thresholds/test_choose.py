@@ -66,6 +66,7 @@ def validate(post: InpPostProcessor, batches: list[ImageBatch], samples: DataFra
     trainer = SimpleNamespace(
         strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
         state=SimpleNamespace(fn=TrainerFn.FITTING),
+        global_step=0,
         datamodule=None if samples is None else SimpleNamespace(val_data=data, test_data=data, name="MultiCategory"),
         world_size=1,
         global_rank=0,

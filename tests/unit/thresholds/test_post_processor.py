@@ -47,6 +47,7 @@ def validate(post: InpPostProcessor, *batches: ImageBatch) -> None:
     trainer = SimpleNamespace(
         strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
         state=SimpleNamespace(fn=TrainerFn.VALIDATING),
+        global_step=0,
         datamodule=None,
     )
     module = SimpleNamespace(device=torch.device("cpu"))
