@@ -27,6 +27,7 @@ from anomalib_inp.checkpoints.own import (
     read_checkpoint,
     warn_of_another_map,
 )
+from anomalib_inp.checkpoints.plain import not_plain, plain
 from anomalib_inp.data.file_checks import check_masks
 from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.encoder.weights import build_encoder
@@ -40,7 +41,7 @@ from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.training.callbacks import training_callbacks
 from anomalib_inp.training.data_check import DataCheck
-from anomalib_inp.training.results_folder import SharedResultsFolder
+from anomalib_inp.training.results_folder import ResultsFolder
 from anomalib_inp.training.training_data import TrainingData
 
 if TYPE_CHECKING:
@@ -121,6 +122,10 @@ class EncoderModel(InpExport, _Module):
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
+        self.hparams.update(plain(dict(self.hparams)))
+        if strange := list(not_plain(dict(self.hparams), "")):
+            msg = f"Checkpoints hold the arguments of a model, numbers, texts and lists of them, but not {strange[0]}."
+            raise ValueError(msg)
         self.model: Detector = self.build_detector(frozen)
         self.model.map = shown
         self.model.smoothing.map_size = map_size
@@ -156,7 +161,7 @@ class EncoderModel(InpExport, _Module):
 
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
-        checks = [SharedResultsFolder(), DataCheck()]
+        checks = [ResultsFolder(), DataCheck()]
         return [*super().configure_callbacks(), *checks, self.training_data(), *training_callbacks()]
 
     def training_data(self) -> TrainingData:
@@ -206,6 +211,7 @@ class EncoderModel(InpExport, _Module):
         note_encoder(checkpoint, self.model.network.encoder)
         checkpoint["model"] = type(self).__name__
         checkpoint["map"] = self.model.map
+        checkpoint.update(plain({name: part for name, part in checkpoint.items() if name != "state_dict"}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another model, or that were trained with another encoder or on another frame."""

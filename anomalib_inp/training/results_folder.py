@@ -1,13 +1,20 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One folder for the results of a run: anomalib makes a new one in each of several processes."""
+"""One folder for the results of a run, and a link ``latest`` to the newest run that has some.
 
+anomalib makes a folder in each of several processes, and moves the link before it knows whether the run will come to
+anything.
+"""
+
+import re
 from contextlib import suppress
 from pathlib import Path
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
+
+VERSION = re.compile(r"v\d+")
 
 
 def results_folder(trainer: Trainer) -> Path:
@@ -15,18 +22,61 @@ def results_folder(trainer: Trainer) -> Path:
     return Path(trainer.strategy.broadcast(str(trainer.default_root_dir)))
 
 
-class SharedResultsFolder(Callback):
-    """Removes the folders of all processes but the first, and lets ``latest`` point to that one again."""
+class ResultsFolder(Callback):
+    """Removes the folders of all processes but the first, and those of failed runs; puts ``latest`` right."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tidy up before anything is written."""
         del pl_module, stage
-        folder = results_folder(trainer)
-        if folder != Path(trainer.default_root_dir):
-            with suppress(OSError):  # something is in it after all
-                Path(trainer.default_root_dir).rmdir()
+        if results_folder(trainer) != Path(trainer.default_root_dir):
+            _remove_if_empty(trainer)
         trainer.strategy.barrier()
-        latest = folder.parent / "latest"
-        if trainer.is_global_zero and latest.is_symlink() and not latest.exists():
-            latest.unlink()
-            latest.symlink_to(folder, target_is_directory=True)
+        _point_to_newest(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
+        """Point to this run: a training that is killed is resumed from there."""
+        del pl_module, checkpoint
+        _point_to_newest(trainer, about_to_write=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Point to this run, if anything came of it."""
+        del pl_module, stage
+        _point_to_newest(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no empty folder, and no link to one."""
+        del pl_module, exception
+        _remove_if_empty(trainer)
+        _point_to_newest(trainer)
+
+
+def _remove_if_empty(trainer: Trainer) -> None:
+    folder = Path(trainer.default_root_dir)
+    if VERSION.fullmatch(folder.name):
+        with suppress(OSError):  # something is in it after all
+            folder.rmdir()
+
+
+def _point_to_newest(trainer: Trainer, about_to_write: bool = False) -> None:
+    """Let ``latest`` point to the newest run with a file in it, by a relative path; without one, there is no link."""
+    own = Path(trainer.default_root_dir)
+    latest = own.with_name("latest")
+    if not (trainer.is_global_zero and VERSION.fullmatch(own.name) and latest.parent.is_dir()):
+        return
+    if latest.exists() and not latest.is_symlink():  # where links are not allowed, anomalib makes something else
+        return
+    runs = [path for path in latest.parent.iterdir() if VERSION.fullmatch(path.name)]
+    full = [path for path in runs if (about_to_write and path == own) or _holds_a_file(path)]
+    if not full:
+        latest.unlink(missing_ok=True)
+        return
+    newest = max(full, key=lambda path: int(path.name[1:]))
+    if not latest.is_symlink() or latest.readlink() != Path(newest.name):
+        new = latest.with_name(f".latest-{own.name}")
+        new.unlink(missing_ok=True)
+        new.symlink_to(newest.name, target_is_directory=True)
+        new.replace(latest)
+
+
+def _holds_a_file(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.rglob("*"))
