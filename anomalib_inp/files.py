@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
 from platformdirs import user_cache_path
 
 VARIABLE = "ANOMALIB_INP_CACHE"
@@ -17,9 +16,6 @@ VARIABLE = "ANOMALIB_INP_CACHE"
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Suffixes of images, as torchvision lists them."""
-
-DEEP_MODES = {"I;16", "I;16B", "I;16L", "I;16N", "I", "F"}
-"""Pillow's modes that anomalib's reader clips to 8 bits instead of scaling."""
 
 
 def cache_folder(kind: str) -> Path:
@@ -52,18 +48,29 @@ def file_digest(path: Path) -> str:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List the images below a folder, whatever they are of."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    """List the images below a folder, whatever they are of, in the order of their paths.
+
+    Links are followed, also to a file that is not there; a folder is not entered again inside of itself. Hidden files
+    and folders are left out, such as ``.ipynb_checkpoints``.
+    """
+    return sorted(_images_below(folder, frozenset()))
 
 
-def header_fault(path: str | Path, is_mask: bool = False) -> str | None:
-    """Say what is wrong with a file by its header alone; ``None`` if nothing is."""
-    try:
-        with Image.open(path) as image:
-            deep = image.mode in DEEP_MODES and not is_mask
-            return f"{path} (mode {image.mode}; expected 8 bits per channel)" if deep else None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path} ({type(error).__name__})"
+def _images_below(folder: Path, outer: frozenset[Path]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in outer:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            if not path.name.startswith("."):
+                yield from _images_below(path, outer | {real})
+        elif is_image_name(path.name) and (path.is_file() or path.is_symlink()):
+            yield path
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is an image, and not hidden."""
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def first_few(names: Sequence[str]) -> str:

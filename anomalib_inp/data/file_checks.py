@@ -15,7 +15,8 @@ from rich.progress import track
 from torchvision.transforms.v2 import Transform
 
 from anomalib_inp.data.quirks import mask_files, suffixes_read
-from anomalib_inp.files import first_few, header_fault, image_files
+from anomalib_inp.files import first_few, image_files
+from anomalib_inp.images import image_fault
 
 MANY = 5000
 """Files from which on looking at their headers takes more than a few seconds."""
@@ -114,7 +115,7 @@ def check_headers(is_mask: Mapping[str, bool]) -> None:
         DataError: A file is no image that can be used.
     """
     paths: Iterable[str] = track(list(is_mask), "Looking at the images") if len(is_mask) > MANY else is_mask
-    broken = [fault for path in paths if (fault := header_fault(path, is_mask[path]))]
+    broken = [fault for path in paths if (fault := image_fault(path, is_mask[path]))]
     if broken:
         msg = f"Files are no images that can be used: {first_few(broken)}. Replace, convert or remove them."
         raise DataError(msg)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from anomalib_inp.data.subset import Subset
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
+from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.strip import draw_result, place_mask, to_rgb
 from anomalib_inp.training.results_folder import results_folder
 
@@ -145,8 +146,7 @@ def short_name(path: str | None, category: str = "") -> str:
 def _item_image(item: ImageItem | NumpyImageItem) -> Image.Image:
     if item.image_path:
         # Opened as anomalib opens it (no EXIF rotation): the map belongs to those pixels.
-        with Image.open(item.image_path) as file:
-            return file.convert("RGB")
+        return to_rgb(read_pixels(item.image_path))
     pixels = _to_array(item.image)
     if isinstance(item, ImageItem):
         pixels = pixels.transpose(1, 2, 0)

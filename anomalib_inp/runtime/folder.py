@@ -14,12 +14,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from anomalib_inp.files import IMAGE_SUFFIXES, first_few, header_fault, image_files
+from anomalib_inp.files import IMAGE_SUFFIXES, first_few, image_files
 from anomalib_inp.frame import CropBox
+from anomalib_inp.images import as_batch, image_fault, read_pixels
 from anomalib_inp.pictures.gallery import gallery
 from anomalib_inp.pictures.strip import draw_result, panel_image
 from anomalib_inp.runtime.model import ExportedModel
-from anomalib_inp.runtime.predict import Prediction, as_batch, interpret, read_image
+from anomalib_inp.runtime.predict import Prediction, interpret
 
 GALLERY_ROWS = 6
 THREADS = min(8, os.cpu_count() or 1)
@@ -92,7 +93,7 @@ def plan(images: Path, output: Path, pictures: bool = True) -> Job:
         ValueError: A file is no readable image, or a picture would replace an image or become one of the next run.
     """
     items = find_images(images)
-    if faults := [fault for item in items if (fault := header_fault(item.path))]:
+    if faults := [fault for item in items if (fault := image_fault(item.path))]:
         msg = f"Files are no images that can be used: {first_few(faults)}. Replace, convert or remove them."
         raise ValueError(msg)
     root = images if images.is_dir() else images.parent
@@ -120,8 +121,8 @@ def predict_folder(exported: ExportedModel, job: Job) -> Iterator[tuple[Item, Pr
     failed: list[ValueError] = []
 
     def read(item: Item) -> tuple[Item, Image.Image | None, np.ndarray]:
-        image = read_image(item.path)
-        return item, panel_image(image) if job.pictures else None, exported.prepare(as_batch(image))
+        pixels = read_pixels(item.path)
+        return item, panel_image(pixels) if job.pictures else None, exported.prepare(as_batch(pixels))
 
     def batches() -> Iterator[np.ndarray]:
         try:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from anomalib_inp.images import as_batch, read_pixels
 from anomalib_inp.runtime.metadata import Metadata
 from anomalib_inp.runtime.model import ExportedModel, Predictions
 
@@ -43,32 +43,13 @@ def predict(exported: ExportedModel, path: Path) -> Prediction:
     return interpret(exported(read(path)), exported.metadata)
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Read an image as RGB, as it lies in the file: not rotated.
-
-    Raises:
-        ValueError: The file is no readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
-        msg = f"{path} is no readable image: {error}"
-        raise ValueError(msg) from error
-
-
-def as_batch(image: Image.Image) -> np.ndarray:
-    """Make a batch of one ``(1, 3, H, W)``, float32 in [0, 1], number for number as anomalib reads images."""
-    return np.asarray(image).transpose(2, 0, 1)[None] * np.float32(1 / 255)
-
-
 def read(path: str | Path) -> np.ndarray:
     """Read an image as a batch of one ``(1, 3, H, W)``, float32 in [0, 1].
 
     Raises:
         ValueError: The file is no readable image.
     """
-    return as_batch(read_image(path))
+    return as_batch(read_pixels(path))
 
 
 def interpret(result: Predictions, metadata: Metadata) -> Prediction:

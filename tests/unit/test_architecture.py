@@ -17,20 +17,21 @@ PACKAGE = Path(anomalib_inp.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "frame": set(),
+    "images": set(),
     "outputs": set(),
     "distances": set(),
-    "preprocessing": {"frame", "outputs"},
+    "preprocessing": {"frame", "images", "outputs"},
     "encoder": {"outputs"},
     "networks": {"encoder", "outputs", "distances"},
     "losses": {"outputs", "distances"},
     "scoring": {"outputs", "distances"},
-    "data": {"files", "frame", "preprocessing", "outputs"},
+    "data": {"files", "frame", "images", "preprocessing", "outputs"},
     "evaluation": {"data", "files"},
     "thresholds": {"data", "evaluation", "outputs"},
-    "training": {"data", "files", "frame", "preprocessing", "outputs", "thresholds", "evaluation"},
-    "pictures": {"data", "frame", "files", "training"},
+    "training": {"data", "files", "frame", "images", "preprocessing", "outputs", "thresholds", "evaluation"},
+    "pictures": {"data", "frame", "files", "images", "training"},
     "checkpoints": {"encoder", "networks", "files", "thresholds"},
-    "runtime": {"files", "frame", "thresholds", "pictures"},
+    "runtime": {"files", "frame", "images", "thresholds", "pictures"},
     "exporting": {"runtime", "files", "frame", "thresholds", "evaluation"},
     "models": {
         *("encoder", "networks", "losses", "scoring", "data", "evaluation", "thresholds", "training", "pictures"),
@@ -50,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Which rooms a room may import, besides itself. Command line, plugin and the package's own names may import all."""
 
-LIGHT = ("files", "frame", "thresholds.scale", "pictures.strip", "pictures.gallery", "runtime")
+LIGHT = ("files", "frame", "images", "thresholds.scale", "pictures.strip", "pictures.gallery", "runtime")
 """What runs on a computer without PyTorch."""
 HEAVY = {
     *("torch", "torchvision", "torchmetrics", "anomalib", "lightning", "timm", "kornia", "safetensors", "nncf"),

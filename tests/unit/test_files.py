@@ -3,11 +3,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from anomalib_inp.files import VARIABLE, cache_folder, file_digest, first_few, header_fault, image_files, replacing
+from anomalib_inp.files import VARIABLE, cache_folder, file_digest, first_few, image_files, replacing
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
@@ -54,14 +52,29 @@ def test_images_are_listed_at_any_depth(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)] == ["a.jpeg", "b/c.PNG", "b/d.tif"]
 
 
-def test_headers_tell_what_cannot_be_used(tmp_path: Path) -> None:
-    Image.new("L", (4, 4)).save(tmp_path / "grey.png")
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
-    (tmp_path / "text.png").write_text("no image")
-    assert header_fault(tmp_path / "grey.png") is None
-    assert header_fault(tmp_path / "deep.png") == f"{tmp_path}/deep.png (mode I;16; expected 8 bits per channel)"
-    assert header_fault(tmp_path / "deep.png", is_mask=True) is None
-    assert header_fault(tmp_path / "text.png") == f"{tmp_path}/text.png (UnidentifiedImageError)"
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "sub").mkdir(parents=True)
+    (store / "a.png").touch()
+    (store / "sub/b.png").touch()
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "one").symlink_to(store, target_is_directory=True)
+    (images / "two").symlink_to(store, target_is_directory=True)
+    (images / "c.png").symlink_to(store / "a.png")
+    (images / "gone.png").symlink_to(store / "nowhere.png")
+    (store / "sub/up").symlink_to(images, target_is_directory=True)
+    (images / "itself").symlink_to(images, target_is_directory=True)
+    found = [path.relative_to(images).as_posix() for path in image_files(images)]
+    # up leads to images again, and the two links to each other: none inside of itself
+    assert found == ["c.png", "gone.png", "one/a.png", "one/sub/b.png", "two/a.png", "two/sub/b.png"]
+
+
+def test_hidden_files_and_folders_are_no_images(tmp_path: Path) -> None:
+    for name in (".ipynb_checkpoints/a.png", "kind/.thumbnails/b.png", "kind/._c.png", "kind/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert image_files(tmp_path) == [tmp_path / "kind/c.png"]
 
 
 @pytest.mark.parametrize(

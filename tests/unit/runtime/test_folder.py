@@ -442,12 +442,23 @@ def test_a_folder_without_images(in_torch: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
-def test_images_of_16_bits_are_refused_before_the_first_prediction(in_torch: Path, tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(tmp_path / "images/deep.png")
-    with pytest.raises(ValueError, match=r"deep\.png \(mode I;16; expected 8 bits per channel\)"):
+def test_values_of_unknown_range_are_refused_before_the_first_prediction(in_torch: Path, tmp_path: Path) -> None:
+    write(tmp_path / "images/deep.tif", np.full((64, 64), 40000, np.float32))
+    with pytest.raises(ValueError, match=r"deep\.tif \(mode F; expected 8 bits per channel"):
         predict_images(in_torch, tmp_path / "images", tmp_path / "results")
     assert not (tmp_path / "results").exists()
+
+
+def test_images_of_16_bits_are_those_of_8(exported: Path, tmp_path: Path) -> None:
+    """Neither scores nor pictures tell them apart."""
+    for name, factor in (("a8", np.uint8(1)), ("b16", np.uint16(257))):
+        write(tmp_path / f"images/{name}.png", photograph(0) * factor)
+    job = plan(tmp_path / "images", tmp_path / "results")
+    eight, sixteen = (prediction.raw_score for _, prediction in predict_folder(ExportedModel(exported), job))
+    assert sixteen == pytest.approx(eight, abs=2e-6)
+    drawn = [np.asarray(Image.open(tmp_path / f"results/{name}.png"), int) for name in ("a8", "b16")]
+    left = [picture[40:, :200] for picture in drawn]  # the image, below the names
+    assert np.abs(left[0] - left[1]).max() <= 1
 
 
 def test_labels_and_masks_are_those_of_the_layout(test_folder: Path) -> None:

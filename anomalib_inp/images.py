@@ -1,0 +1,131 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Images as they come, in files or arrays: their pixels as models take them, or one sentence that refuses them."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+Channels = Literal["rgb", "bgr"]
+
+WHITE = {"uint8": 255, "uint16": 65535}
+"""Whole numbers that images are made of, and the brightest of each."""
+ROUNDING = 1e-3
+"""How far floating-point values may lie outside [0, 1]: resizing and filters overshoot a little."""
+UNREADABLE = ("F", "I", "LAB")
+"""Pillow's modes that become no colours: their values have no known range, or no way to RGB."""
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image is grey with 16 bits per pixel; of colours with 16 bits, Pillow reads the upper 8."""
+    # Older versions of Pillow open PNG, and all of them PGM, of 16 bits as if they had 32.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"})
+
+
+def is_deep_file(path: str | Path) -> bool:
+    """Whether an image file is grey with 16 bits per pixel, by its header alone."""
+    with Image.open(path) as image:
+        return is_deep(image)
+
+
+def read_pixels(path: str | Path) -> np.ndarray:
+    """Read an image as RGB ``(H, W, 3)``, as it lies in the file: not rotated.
+
+    Returns:
+        uint8, or uint16 where the image is grey with 16 bits per pixel.
+
+    Raises:
+        ValueError: The file is no readable image.
+    """
+    if fault := image_fault(path):
+        raise ValueError(fault)
+    try:
+        with Image.open(path) as image:
+            if is_deep(image):
+                return np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, axis=2)
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
+        msg = f"{path} is no readable image: {error}"
+        raise ValueError(msg) from error
+
+
+def image_fault(path: str | Path, is_mask: bool = False) -> str | None:
+    """Say what is wrong with a file by its header alone; ``None`` if nothing is.
+
+    Args:
+        path: The file.
+        is_mask: Whether it is a mask, of which only what is zero counts.
+    """
+    try:
+        with Image.open(path) as image:
+            if is_mask or is_deep(image) or image.mode not in UNREADABLE:
+                return None
+            return (
+                f"{path} (mode {image.mode}; expected 8 bits per channel, or grey of 16 bits: scale the values to "
+                "0..65535 and save them as uint16)"
+            )
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"{path} ({type(error).__name__})"
+
+
+def as_batch(images: Any, channels: Channels = "rgb") -> np.ndarray:
+    """Make a batch ``(B, 3, H, W)``, float32 in [0, 1], number for number as anomalib reads images.
+
+    Args:
+        images: An image ``(H, W, 3)`` or ``(3, H, W)``, or a batch of them; uint8 and uint16 are scaled by their range,
+            floating-point values must lie in [0, 1]. Where both axes that the channels can be have length 3, they
+            come first.
+        channels: Order of the channels: ``rgb``, or OpenCV's ``bgr``.
+
+    Raises:
+        ValueError: Another number of axes or channels, another type, no pixels, or values that are no image.
+    """
+    batch = channels_first(np.asarray(images))
+    if channels == "bgr":
+        batch = batch[:, ::-1]
+    if batch.dtype.name in WHITE:
+        return batch * np.float32(1 / WHITE[batch.dtype.name])
+    check_values(batch.dtype.name, batch)
+    return batch.astype(np.float32, copy=False)
+
+
+def channels_first(images: Any) -> Any:
+    """Bring an image or a batch of them, an array or a tensor, to ``(B, 3, H, W)``; see :func:`as_batch`.
+
+    Raises:
+        ValueError: Another number of axes or channels, or no pixels.
+    """
+    shape = tuple(images.shape)
+    if len(shape) not in {3, 4} or 3 not in {shape[-3], shape[-1]} or 0 in shape:
+        msg = (
+            f"Expected an image of shape (H, W, 3) or (3, H, W), or a batch of them, got shape {shape}. A grey image "
+            "is given three times, np.stack([image] * 3), and one with transparency without it, image[..., :3]."
+        )
+        raise ValueError(msg)
+    batch = images if len(shape) == 4 else images[None]
+    return batch if batch.shape[1] == 3 else batch.swapaxes(1, 3).swapaxes(2, 3)
+
+
+def check_values(dtype: str, images: Any) -> None:
+    """Refuse an array or tensor whose values are no image.
+
+    Args:
+        dtype: Name of their type.
+        images: The values.
+
+    Raises:
+        ValueError: They are no floating-point numbers between 0 and 1.
+    """
+    if not dtype.startswith(("float", "bfloat")):
+        msg = f"Expected an image of uint8, uint16, or floating-point values in [0, 1], got {dtype}."
+        raise ValueError(msg)
+    lowest, highest = float(images.min()), float(images.max())  # of NaN, either is NaN, and nothing is above it
+    if not (lowest >= -ROUNDING and highest <= 1 + ROUNDING):
+        msg = (
+            f"Floating-point values of an image must lie in [0, 1], got {lowest:g} to {highest:g}: divide by the value "
+            "of white, replace what is not a number, and do not normalise; or give uint8 or uint16."
+        )
+        raise ValueError(msg)
