@@ -58,7 +58,7 @@ def image_files(folder: Path) -> list[Path]:
 
 def _images_below(folder: Path, outer: frozenset[Path]) -> Iterator[Path]:
     real = folder.resolve()
-    if real in outer:
+    if real in outer or not folder.is_dir():
         return
     for path in folder.iterdir():
         if path.is_dir():
