@@ -40,13 +40,9 @@ def read_pixels(path: str | Path) -> np.ndarray:
     Raises:
         ValueError: The file is no readable image.
     """
-    if fault := image_fault(path):
-        raise ValueError(fault)
     try:
         with Image.open(path) as image:
-            if is_deep(image):
-                return np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, axis=2)
-            return np.asarray(image.convert("RGB"))
+            return _pixels_of(image)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
         msg = f"{path} is no readable image: {error}"
         raise ValueError(msg) from error
@@ -61,14 +57,27 @@ def image_fault(path: str | Path, is_mask: bool = False) -> str | None:
     """
     try:
         with Image.open(path) as image:
-            if is_mask or is_deep(image) or image.mode not in UNREADABLE:
-                return None
-            return (
-                f"{path} (mode {image.mode}; expected 8 bits per channel, or grey of 16 bits: scale the values to "
-                "0..65535 and save them as uint16)"
-            )
+            fault = None if is_mask else _mode_fault(image)
+            return fault and f"{path} ({fault})"
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         return f"{path} ({type(error).__name__})"
+
+
+def _pixels_of(image: Image.Image) -> np.ndarray:
+    if fault := _mode_fault(image):
+        raise ValueError(fault)
+    if is_deep(image):
+        return np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
+
+
+def _mode_fault(image: Image.Image) -> str | None:
+    if is_deep(image) or image.mode not in UNREADABLE:
+        return None
+    return (
+        f"mode {image.mode}; expected 8 bits per channel, or grey of 16 bits: scale the values to 0..65535 and save "
+        "them as uint16"
+    )
 
 
 def as_batch(images: Any, channels: Channels = "rgb") -> np.ndarray:
@@ -81,8 +90,12 @@ def as_batch(images: Any, channels: Channels = "rgb") -> np.ndarray:
         channels: Order of the channels: ``rgb``, or OpenCV's ``bgr``.
 
     Raises:
-        ValueError: Another number of axes or channels, another type, no pixels, or values that are no image.
+        ValueError: Another number of axes or channels, another type, no pixels, or values that are no image; or unknown
+            channels.
     """
+    if channels not in {"rgb", "bgr"}:
+        msg = f"channels must be rgb or bgr, got {channels!r}."
+        raise ValueError(msg)
     batch = channels_first(np.asarray(images))
     if channels == "bgr":
         batch = batch[:, ::-1]
@@ -109,12 +122,13 @@ def channels_first(images: Any) -> Any:
     return batch if batch.shape[1] == 3 else batch.swapaxes(1, 3).swapaxes(2, 3)
 
 
-def check_values(dtype: str, images: Any) -> None:
+def check_values(dtype: str, images: Any, slack: float = ROUNDING) -> None:
     """Refuse an array or tensor whose values are no image.
 
     Args:
         dtype: Name of their type.
         images: The values.
+        slack: How far they may lie outside [0, 1].
 
     Raises:
         ValueError: They are no floating-point numbers between 0 and 1.
@@ -123,7 +137,7 @@ def check_values(dtype: str, images: Any) -> None:
         msg = f"Expected an image of uint8, uint16, or floating-point values in [0, 1], got {dtype}."
         raise ValueError(msg)
     lowest, highest = float(images.min()), float(images.max())  # of NaN, either is NaN, and nothing is above it
-    if not (lowest >= -ROUNDING and highest <= 1 + ROUNDING):
+    if not (lowest >= -slack and highest <= 1 + slack):
         msg = (
             f"Floating-point values of an image must lie in [0, 1], got {lowest:g} to {highest:g}: divide by the value "
             "of white, replace what is not a number, and do not normalise; or give uint8 or uint16."

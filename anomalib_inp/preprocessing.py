@@ -1,22 +1,28 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Resize, crop, normalise: the same arithmetic in training and in the exported graph."""
+"""Look at the values, resize, crop, normalise: the same arithmetic in training and in the exported graph."""
 
 import copy
 from typing import Any
 
+import torch
 from anomalib.data import ImageBatch
 from anomalib.data.transforms import ExportableCenterCrop
 from anomalib.pre_processing import PreProcessor
 from lightning import LightningModule, Trainer
+from torch import Tensor
 from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Transform
 
 from anomalib_inp.frame import CropBox, as_pair
+from anomalib_inp.images import WHITE, channels_first, check_values
 from anomalib_inp.outputs import TrainingBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+AUGMENTED = 0.1
+"""How far augmented values may lie outside [0, 1]; the grey view of few-shot training exceeds it by 0.05."""
 
 
 class InpPreProcessor(PreProcessor):
@@ -71,9 +77,48 @@ class InpPreProcessor(PreProcessor):
         batch: ImageBatch | TrainingBatch,
         batch_idx: int,
     ) -> None:
-        """Transform the images of a batch."""
+        """Transform the images of a batch.
+
+        Raises:
+            ValueError: Those of an epoch's first batch are no images in [0, 1].
+        """
         for images in TrainingBatch.of(batch).images:
+            if batch_idx == 0:
+                check_values(name_of(images.image.dtype), images.image, AUGMENTED)
             super().on_train_batch_start(trainer, pl_module, images, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int
+    ) -> None:
+        """Transform the images of a batch.
+
+        Raises:
+            ValueError: They are no images in [0, 1].
+        """
+        check_values(name_of(batch.image.dtype), batch.image)
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Transform the images of a batch.
+
+        Raises:
+            ValueError: They are no images in [0, 1].
+        """
+        check_values(name_of(batch.image.dtype), batch.image)
+        super().on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Transform the images of a batch.
+
+        Raises:
+            ValueError: They are no images in [0, 1].
+        """
+        check_values(name_of(batch.image.dtype), batch.image)
+        super().on_predict_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore the transform that a checkpoint was trained with."""
@@ -83,6 +128,24 @@ class InpPreProcessor(PreProcessor):
     def _find(self, kind: type[Transform]) -> Any:
         transforms = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
         return next((transform for transform in transforms if isinstance(transform, kind)), None)
+
+
+def as_images(images: Tensor) -> Tensor:
+    """Bring a tensor to ``(B, 3, H, W)`` in [0, 1], as :func:`anomalib_inp.images.as_batch` does an array.
+
+    Raises:
+        ValueError: It is no image.
+    """
+    batch, dtype = channels_first(images), name_of(images.dtype)
+    if dtype in WHITE:
+        return batch.float() * (1 / WHITE[dtype])
+    check_values(dtype, batch)
+    return batch
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Name of a type, as NumPy has it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _exportable(transform: Transform) -> Transform:

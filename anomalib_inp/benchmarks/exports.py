@@ -78,21 +78,34 @@ class _TorchModel(ExportedModel):
     """A checkpoint that is run like an export."""
 
     def __init__(self, checkpoint: Path) -> None:
-        from anomalib_inp.exporting.convert import graph_of, metadata_of
+        from anomalib_inp.exporting.convert import metadata_of
 
         model = load_model(checkpoint)
-        self.metadata = metadata_of(model)
+        self.metadata = self._exported = metadata_of(model)
+        self._engine = _Torch(model)  # type: ignore[assignment]
+
+
+class _Torch:
+    """Runs the graph of a model as the runtimes of exports run it."""
+
+    def __init__(self, model: "EncoderModel") -> None:
+        from anomalib_inp.exporting.convert import graph_of
+
         self._graph = graph_of(model)
 
-    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Predictions]:
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """The graph does all that is to be done."""
+        return images
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         """Run batches one after the other."""
         import torch
 
         for images in batches:
             with torch.inference_mode():
                 outputs = self._graph(torch.from_numpy(images))
-            results = (None if output is None else output.numpy() for output in outputs)
-            yield Predictions(*results)  # type: ignore[arg-type]
+            there = zip(Predictions._fields, outputs, strict=True)
+            yield {name: output.numpy() for name, output in there if output is not None}
 
 
 def benchmark_export(

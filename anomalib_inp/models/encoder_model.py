@@ -6,15 +6,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from anomalib import LearningType
-from anomalib.data import ImageBatch
+from anomalib.data import ImageBatch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
@@ -36,7 +37,7 @@ from anomalib_inp.exporting.mixin import InpExport
 from anomalib_inp.frame import as_pair, resolve_sizes
 from anomalib_inp.models.registry import import_models
 from anomalib_inp.pictures.visualizer import InpVisualizer
-from anomalib_inp.preprocessing import InpPreProcessor
+from anomalib_inp.preprocessing import InpPreProcessor, as_images
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.training.callbacks import training_callbacks
@@ -138,6 +139,22 @@ class EncoderModel(InpExport, _Module):
     def build_objective(self) -> nn.Module | None:
         """Build what is minimised; ``None`` where there is nothing to train."""
         return None
+
+    def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
+        """Detect anomalies in images: pre-processor, detector, post-processor.
+
+        Args:
+            batch: An image ``(H, W, 3)`` or ``(3, H, W)``, RGB, or a batch of them: uint8 or uint16, which are scaled
+                by their range, or floating-point values in [0, 1].
+            *args: Passed on to anomalib.
+            **kwargs: Passed on to anomalib.
+
+        Raises:
+            ValueError: The tensor is no image.
+        """
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # a graph decides nothing by values
+            batch = as_images(batch)
+        return super().forward(batch, *args, **kwargs)
 
     def training_step(self, batch: Any, *_: Any) -> Any:
         """Learn nothing: where there is nothing to train, the images pass once."""

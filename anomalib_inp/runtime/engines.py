@@ -7,7 +7,7 @@ import hashlib
 import mmap
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -40,9 +40,15 @@ class OnnxRuntime:
         except Exception as error:  # ONNX Runtime has many
             raise unreadable(path, error) from error
         self._names = [output.name for output in self._session.get_outputs()]
+        self._shape = self._session.get_inputs()[0].shape
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
-        """The graph does all that is to be done."""
+        """The graph does all that is to be done.
+
+        Raises:
+            ValueError: It is of another size.
+        """
+        check_shape(images, self._shape)
         return images
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Outputs]:
@@ -61,13 +67,21 @@ class Openvino:
         self._copying = False
         self._model = self._compile(path, device, settings) if device != "CPU" else self._load(path, settings)
         image = self._model.input(0)
-        self._size = tuple(image.partial_shape.get_max_shape())[2:] if RESIZED in image.names else None
+        self._shape = [side.get_length() if side.is_static else None for side in image.partial_shape]
+        self._size: Any = tuple(self._shape[2:]) if RESIZED in image.names else None
         self._count = self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._idle = deque[Any]()
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
-        """Bring images to the size that the graph begins with; those that have it stay as they are."""
-        return images if self._size in {None, images.shape[2:]} else resize(images, self._size)
+        """Bring images to the size that the graph begins with; those that have it stay as they are.
+
+        Raises:
+            ValueError: The model was exported for another size.
+        """
+        if self._size is not None and self._size != images.shape[2:]:
+            images = resize(images, self._size)
+        check_shape(images, self._shape)
+        return images
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Outputs]:
         """Run batches, as many side by side as the device likes; several streams may be read at a time."""
@@ -175,6 +189,21 @@ class Openvino:
                         reader.replace_source_output(resized.output(0))
                     return self._openvino.Model(model.get_results(), [resized], model.get_name())
         return model
+
+
+def check_shape(images: np.ndarray, shape: Sequence[Any]) -> None:
+    """Compare a batch with the shape ``(B, C, H, W)`` that a graph takes; what is no number there is free.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if any(isinstance(side, int) and side != given for side, given in zip(shape, images.shape, strict=True)):
+        sides = " x ".join(str(side) if isinstance(side, int) else "any" for side in shape)
+        msg = (
+            f"This model was exported for images of one size: a batch of {sides} (images, channels, height, width), "
+            f"got {' x '.join(map(str, images.shape))}. Resize the images, or export without input_size."
+        )
+        raise ValueError(msg)
 
 
 def require(module: str, extra: str, path: Path) -> Any:

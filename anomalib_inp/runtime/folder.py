@@ -16,10 +16,10 @@ from PIL import Image
 
 from anomalib_inp.files import IMAGE_SUFFIXES, first_few, image_files
 from anomalib_inp.frame import CropBox
-from anomalib_inp.images import as_batch, image_fault, read_pixels
+from anomalib_inp.images import image_fault, read_pixels
 from anomalib_inp.pictures.gallery import gallery
 from anomalib_inp.pictures.strip import draw_result, panel_image
-from anomalib_inp.runtime.model import ExportedModel
+from anomalib_inp.runtime.model import ExportedModel, Prepared
 from anomalib_inp.runtime.predict import Prediction, interpret
 
 GALLERY_ROWS = 6
@@ -120,11 +120,11 @@ def predict_folder(exported: ExportedModel, job: Job) -> Iterator[tuple[Item, Pr
     waiting: deque[tuple[Item, Image.Image | None]] = deque()
     failed: list[ValueError] = []
 
-    def read(item: Item) -> tuple[Item, Image.Image | None, np.ndarray]:
+    def read(item: Item) -> tuple[Item, Image.Image | None, Prepared]:
         pixels = read_pixels(item.path)
-        return item, panel_image(pixels) if job.pictures else None, exported.prepare(as_batch(pixels))
+        return item, panel_image(pixels) if job.pictures else None, exported.prepare(pixels)
 
-    def batches() -> Iterator[np.ndarray]:
+    def batches() -> Iterator[Prepared]:
         try:
             for item, panel, batch in in_order(readers, read, job.items):
                 waiting.append((item, panel))

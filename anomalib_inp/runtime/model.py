@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from anomalib_inp.images import Channels, as_batch
 from anomalib_inp.runtime.engines import OnnxRuntime, Openvino
 from anomalib_inp.runtime.metadata import LABELS, read_metadata
 
@@ -29,6 +30,12 @@ class Predictions(NamedTuple):
     pred_label: np.ndarray | None
     anomaly_map: np.ndarray
     pred_mask: np.ndarray | None
+
+
+class Prepared(NamedTuple):
+    """Images that need nothing more before the device has them: see :meth:`ExportedModel.prepare`."""
+
+    batch: np.ndarray
 
 
 class ExportedModel:
@@ -89,23 +96,34 @@ class ExportedModel:
         """Another process, or a copy, opens the file anew."""
         return type(self), self._arguments
 
-    def __call__(self, images: np.ndarray) -> Predictions:
-        """Detect anomalies in RGB images ``(B, 3, H, W)``, float32 in [0, 1]; the fields hold NumPy arrays."""
-        return next(self.stream([images]))
+    def __call__(self, images: np.ndarray | Prepared, channels: Channels = "rgb") -> Predictions:
+        """Detect anomalies in an image, or in a batch of them; the fields hold NumPy arrays.
 
-    def prepare(self, images: np.ndarray) -> np.ndarray:
-        """Do the part that needs no device with images ``(B, 3, H, W)``: resize them, if the runtime does not.
+        Args:
+            images: ``(H, W, 3)`` or ``(3, H, W)``, or a batch of them: uint8 or uint16, which are scaled by their
+                range, or floating-point values in [0, 1].
+            channels: Order of the channels: ``rgb``, or ``bgr`` as OpenCV reads them.
+
+        Raises:
+            ValueError: The array is no image, or not of the only size that the model was exported for.
+        """
+        return next(self.stream([images], channels))
+
+    def prepare(self, images: np.ndarray, channels: Channels = "rgb") -> Prepared:
+        """Do with images what needs no device: look at them, scale them, and resize them if the runtime does not.
 
         :meth:`stream` takes images prepared or not; threads that read them can prepare them as well.
         """
-        return self._engine.prepare(images)
+        return Prepared(np.ascontiguousarray(self._engine.prepare(as_batch(images, channels)), dtype=np.float32))
 
-    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Predictions]:
+    def stream(self, batches: Iterable[np.ndarray | Prepared], channels: Channels = "rgb") -> Iterator[Predictions]:
         """Detect anomalies in many batches, working on several at a time; results come in the order of the batches.
 
         Several threads may read streams of one model at a time.
         """
-        arrays = (np.ascontiguousarray(self.prepare(images), dtype=np.float32) for images in batches)
+        arrays = (
+            (images if isinstance(images, Prepared) else self.prepare(images, channels)).batch for images in batches
+        )
         for outputs in self._engine.stream(arrays):
             results = self._by_category(outputs)
             yield Predictions(**{name: results.get(name) for name in Predictions._fields})  # type: ignore[arg-type]

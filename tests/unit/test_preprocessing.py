@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anomalib.data import ImageBatch, MVTecAD
+from anomalib.data import ImageBatch, ImageItem, MVTecAD
 from anomalib.data.utils import read_image
 from anomalib.engine import Engine
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import CenterCrop, Resize
 
 from anomalib_inp import InpFormer
@@ -167,3 +168,66 @@ def test_configuration_survives_a_checkpoint(crop_size: tuple[int, int] | None, 
     image = torch.rand(1, 3, *LARGE)
     assert torch.equal(restored(image), trained(image))
     assert torch.equal(restored.transform(image), trained.transform(image))
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_model: Callable[..., InpFormer]) -> Callable[[torch.Tensor], torch.Tensor]:
+    model = tiny_model(target_layers=[1, 2], image_size=(64, 80), map_size=32).eval()
+
+    def score(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(images).pred_score
+
+    return score
+
+
+BYTES = torch.randint(0, 256, (2, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+BYTES[:, :, 0, 0] = 255
+
+
+@pytest.mark.parametrize(
+    "images",
+    [BYTES, BYTES.permute(0, 2, 3, 1), (BYTES.int() * 257).to(torch.uint16), BYTES.double().div(255).float()],
+    ids=["uint8", "channels last", "uint16", "float"],
+)
+def test_a_model_takes_the_tensors_of_images(scored: Callable, images: torch.Tensor) -> None:
+    torch.testing.assert_close(scored(images), scored(BYTES / 255), atol=1e-6, rtol=0)
+    torch.testing.assert_close(scored(images[0]), scored(BYTES[:1] / 255), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (BYTES.float(), "got 0 to 255"),
+        (BYTES.long(), "got int64"),
+        (BYTES > 9, "got bool"),
+        (BYTES[0, 0], r"got shape \(40, 50\)"),
+        (BYTES[:, :1], r"got shape \(2, 1, 40, 50\)"),
+        (BYTES / 255 * torch.nan, "nan"),
+        ((BYTES / 255 - 0.45) / 0.22, "do not normalise"),
+    ],
+)
+def test_a_model_refuses_what_is_no_image(scored: Callable, images: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scored(images)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict", "fit"])
+def test_tensors_that_are_no_images_end_the_engine(
+    tiny_model: Callable[..., InpFormer], quiet_engine: Callable[..., Engine], stage: str
+) -> None:
+    """A batch of anomalib turns uint8 into floating-point numbers up to 255."""
+
+    def items() -> list[ImageItem]:
+        mask = torch.zeros(64, 64, dtype=torch.bool)
+        pixels = torch.full((3, 64, 64), 200.0)
+        return [ImageItem(image=pixels, gt_label=torch.tensor(0), gt_mask=mask, image_path=f"{n}.png") for n in (0, 1)]
+
+    loader = DataLoader(items(), batch_size=2, collate_fn=ImageBatch.collate)
+    engine, model = quiet_engine(max_epochs=1), tiny_model(target_layers=[1, 2], image_size=64)
+    arguments = {"train_dataloaders": loader} if stage == "fit" else {"dataloaders": loader}
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 200 to 200"):
+        getattr(engine, stage)(model, **arguments)

@@ -22,11 +22,12 @@ from anomalib_inp.evaluation import predictions
 from anomalib_inp.evaluation.functional import seven_metrics
 from anomalib_inp.exporting.convert import metadata_of
 from anomalib_inp.frame import WHOLE_IMAGE
+from anomalib_inp.images import as_batch
 from anomalib_inp.pictures.strip import draw_result
 from anomalib_inp.runtime import folder
 from anomalib_inp.runtime.folder import THREADS, Item, Job, find_images, plan, predict_folder
 from anomalib_inp.runtime.metadata import Metadata, read_metadata
-from anomalib_inp.runtime.model import ExportedModel, Predictions
+from anomalib_inp.runtime.model import ExportedModel, Predictions, Prepared
 from anomalib_inp.runtime.predict import predict
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.thresholds.scale import Scale
@@ -91,11 +92,11 @@ def in_torch(own_model: InpFormer, monkeypatch: pytest.MonkeyPatch) -> Path:
             assert category is None
             self.metadata = metadata_of(own_model)
 
-        def prepare(self, images: np.ndarray) -> np.ndarray:
-            return images
+        def prepare(self, images: np.ndarray) -> Prepared:
+            return Prepared(as_batch(images))
 
-        def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Predictions]:
-            for images in batches:
+        def stream(self, batches: Iterable[Prepared]) -> Iterator[Predictions]:
+            for (images,) in batches:
                 with torch.no_grad():
                     yield Predictions(*(value.numpy() for value in own_model(torch.from_numpy(images))))
 
@@ -319,11 +320,11 @@ class Brightness:
     def __init__(self) -> None:
         self.given = 0
 
-    def prepare(self, images: np.ndarray) -> np.ndarray:
-        return images
+    def prepare(self, images: np.ndarray) -> Prepared:
+        return Prepared(as_batch(images))
 
-    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Predictions]:
-        for images in batches:
+    def stream(self, batches: Iterable[Prepared]) -> Iterator[Predictions]:
+        for (images,) in batches:
             self.given += 1
             brightness = images.mean(axis=(1, 2, 3))
             maps = np.broadcast_to(images[:, :1, :1, :1], (len(images), 1, 256, 256)).copy()

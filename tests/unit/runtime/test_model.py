@@ -4,18 +4,20 @@
 import pickle
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier
 
 import numpy as np
+import onnx
 import openvino
 import pytest
 
 import anomalib_inp
 from anomalib_inp.files import VARIABLE
-from anomalib_inp.runtime.model import ExportedModel
+from anomalib_inp.runtime.model import ExportedModel, Predictions
 
 WRITTEN = Path(__file__).parents[2] / "golden" / "written_before"
 KINDS = ("model.xml", "model.onnx")
@@ -109,7 +111,7 @@ def test_images_may_be_prepared_beforehand(kind: str) -> None:
     model = ExportedModel(WRITTEN / kind)
     for image in images():
         prepared = model.prepare(image)
-        assert prepared.shape[2:] == ((64, 96) if kind == "model.xml" else image.shape[2:])
+        assert prepared.batch.shape[2:] == ((64, 96) if kind == "model.xml" else image.shape[2:])
         np.testing.assert_array_equal(model(prepared).anomaly_map, model(image).anomaly_map)
 
 
@@ -125,3 +127,66 @@ def test_a_model_without_its_weights(tmp_path: Path) -> None:
     shutil.copy(WRITTEN / "model.xml", tmp_path)
     with pytest.raises(ValueError, match=r"needs its \.bin beside it"):
         ExportedModel(tmp_path / "model.xml")
+
+
+COLOURS = np.random.default_rng(3).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+
+
+def same(one: Predictions, other: Predictions, atol: float = 1e-6) -> None:
+    for name in one._fields:
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=atol)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_taken_as_cameras_and_opencv_give_them(kind: str) -> None:
+    model = ExportedModel(WRITTEN / kind)
+    expected = model(COLOURS.transpose(2, 0, 1)[None] * np.float32(1 / 255))
+    same(model(COLOURS), expected)
+    same(model(COLOURS.astype(np.uint16) * np.uint16(257)), expected, atol=1e-5)  # other roundings of the pixels
+    same(model(COLOURS[..., ::-1], channels="bgr"), expected)
+    same(model(model.prepare(COLOURS[..., ::-1], channels="bgr"), channels="bgr"), expected)  # turned round once
+    (streamed,) = model.stream([COLOURS[..., ::-1]], channels="bgr")
+    same(streamed, expected)
+    pair = model(np.stack([COLOURS, COLOURS[::-1]]))
+    np.testing.assert_allclose(pair.pred_score, [expected.pred_score[0], model(COLOURS[::-1]).pred_score[0]], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_that_are_no_images_never_reach_the_runtime(kind: str) -> None:
+    model = ExportedModel(WRITTEN / kind)
+    with pytest.raises(ValueError, match="nan to nan"):
+        model(np.where(COLOURS > 250, np.nan, COLOURS / 255))
+    with pytest.raises(ValueError, match="got 0 to 255"):
+        next(model.stream([COLOURS.astype(np.float32)]))
+    with pytest.raises(ValueError, match=r"channels must be rgb or bgr, got 'grb'"):
+        model(COLOURS, channels="grb")  # type: ignore[arg-type]
+    same(model(COLOURS), model(COLOURS))  # and it goes on
+
+
+def fixed_size_onnx(path: Path) -> Path:
+    """The golden model for images of one size."""
+    model = onnx.load(WRITTEN / "model.onnx")
+    for place, length in enumerate((1, 3, 40, 50)):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_value = length
+    onnx.save(model, path)
+    return path
+
+
+def fixed_size_openvino(path: Path) -> Path:
+    """The golden model for images of one size."""
+    model = openvino.Core().read_model(WRITTEN / "model.xml")
+    model.reshape([-1, 3, 40, 50])
+    openvino.save_model(model, path, compress_to_fp16=False)
+    return path
+
+
+@pytest.mark.parametrize("make", [fixed_size_onnx, fixed_size_openvino])
+def test_an_export_for_one_size_says_which(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    kind = "model.onnx" if make is fixed_size_onnx else "model.xml"
+    model = ExportedModel(make(tmp_path / kind))
+    image = COLOURS[:40, :50]
+    same(model(image), ExportedModel(WRITTEN / kind)(image))
+    batch = "1" if make is fixed_size_onnx else "any"
+    message = rf"a batch of {batch} x 3 x 40 x 50 \(images, channels, height, width\), got 1 x 3 x 50 x 60\. Resize"
+    with pytest.raises(ValueError, match=message):
+        model(COLOURS)
