@@ -6,7 +6,6 @@
 import copy
 from typing import Any
 
-import torch
 from anomalib.data import ImageBatch
 from anomalib.data.transforms import ExportableCenterCrop
 from anomalib.pre_processing import PreProcessor
@@ -20,9 +19,6 @@ from anomalib_inp.outputs import TrainingBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-AUGMENTED = 0.1
-"""How far augmented values may lie outside [0, 1]; the grey view of few-shot training exceeds it by 0.05."""
 
 
 class InpPreProcessor(PreProcessor):
@@ -77,48 +73,9 @@ class InpPreProcessor(PreProcessor):
         batch: ImageBatch | TrainingBatch,
         batch_idx: int,
     ) -> None:
-        """Transform the images of a batch.
-
-        Raises:
-            ValueError: Those of an epoch's first batch are no images in [0, 1].
-        """
+        """Transform the images of a batch."""
         for images in TrainingBatch.of(batch).images:
-            if batch_idx == 0:
-                check_values(name_of(images.image.dtype), images.image, AUGMENTED)
             super().on_train_batch_start(trainer, pl_module, images, batch_idx)
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int
-    ) -> None:
-        """Transform the images of a batch.
-
-        Raises:
-            ValueError: They are no images in [0, 1].
-        """
-        check_values(name_of(batch.image.dtype), batch.image)
-        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx)
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Transform the images of a batch.
-
-        Raises:
-            ValueError: They are no images in [0, 1].
-        """
-        check_values(name_of(batch.image.dtype), batch.image)
-        super().on_test_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
-
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Transform the images of a batch.
-
-        Raises:
-            ValueError: They are no images in [0, 1].
-        """
-        check_values(name_of(batch.image.dtype), batch.image)
-        super().on_predict_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore the transform that a checkpoint was trained with."""
@@ -136,16 +93,11 @@ def as_images(images: Tensor) -> Tensor:
     Raises:
         ValueError: It is no image.
     """
-    batch, dtype = channels_first(images), name_of(images.dtype)
+    batch, dtype = channels_first(images), str(images.dtype).removeprefix("torch.")
     if dtype in WHITE:
         return batch.float() * (1 / WHITE[dtype])
     check_values(dtype, batch)
     return batch
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Name of a type, as NumPy has it."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _exportable(transform: Transform) -> Transform:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 from torchvision.tv_tensors import Image, Mask
 
+from anomalib_inp.data.deep import with_deep_images
 from anomalib_inp.frame import centre_offset
 from anomalib_inp.preprocessing import IMAGENET_MEAN, IMAGENET_STD, InpPreProcessor
 
@@ -87,7 +88,7 @@ class FewShotViews(AnomalibDataset):
 
     def __init__(self, images: AnomalibDataset, pre_processor: InpPreProcessor) -> None:
         super().__init__(images.augmentations)
-        self.images = images
+        self.images = images = with_deep_images(images)
         crops = (pre_processor.transform(images[index].image) for index in range(len(images)))
         self.views = torch.cat([few_shot_views(crop) for crop in crops])
         mean, std = (self.views.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))

@@ -4,6 +4,7 @@
 """A few real anomalous images with masks, for semi-supervised training; what is trained on is never tested on."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from anomalib.data import AnomalibDataset
-from anomalib.data.utils import LabelName, read_image, read_mask
+from anomalib.data.utils import LabelName, read_mask
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from pandas import DataFrame
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
+from anomalib_inp.data.deep import read_tensor
 from anomalib_inp.data.file_checks import DataError, check_headers
 from anomalib_inp.data.pseudo_anomaly import Defect, cut_out
 from anomalib_inp.data.quirks import mask_files
@@ -177,10 +179,10 @@ def _of_folder(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
 
 def _read(image: Path, masks: list[Path], size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Read an image ``(3, H, W)`` in [0, 1] and what its masks mark ``(H, W)``, at the size of the training images."""
-    picture = _decoded(image, read_image)
+    picture = _decoded(image, read_tensor)
     marked = torch.zeros(1, *picture.shape[-2:], dtype=torch.bool)
     for path in masks:
-        mask = _decoded(path, read_mask)
+        mask = _decoded(path, partial(read_mask, as_tensor=True))
         if picture.shape[-2:] != mask.shape[-2:]:
             msg = f"A mask must be as large as its image, but {path} has another size than {image}."
             raise DataError(msg)
@@ -193,8 +195,8 @@ def _read(image: Path, masks: list[Path], size: tuple[int, ...]) -> tuple[Tensor
 
 def _decoded(path: Path, read: Callable[..., Any]) -> Tensor:
     try:
-        return read(path, as_tensor=True)
-    except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
+        return read(path)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
         msg = f"A labelled anomaly cannot be decoded, the image or mask {path}: {error}"
         raise DataError(msg) from error
 

@@ -21,8 +21,10 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import ColorJitter, Compose, RandomChannelPermutation
 from torchvision.transforms.v2 import functional as T
 
+from anomalib_inp.data.deep import read_tensor
 from anomalib_inp.data.file_checks import DataError, check_headers
 from anomalib_inp.files import image_files
+from anomalib_inp.images import is_deep
 
 TILES = 8
 """Rows and columns of the patches that another training image is shuffled in, where there are no textures."""
@@ -138,9 +140,11 @@ def read_texture(path: Path, size: list[int]) -> Tensor:
     """
     try:
         with Image.open(path) as file:
+            if is_deep(file):
+                return T.resize(read_tensor(path), size, antialias=True)
             file.draft("RGB", (size[1], size[0]))  # a JPEG is decoded no larger than need be
             texture = T.pil_to_tensor(file.convert("RGB"))
-    except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a syntax error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
         msg = f"The texture {path} cannot be decoded: {error}. Replace or remove it; training can be resumed."
         raise DataError(msg) from error
     return T.to_dtype(T.resize(texture, size, antialias=True), scale=True)  # torch resizes bytes faster than floats

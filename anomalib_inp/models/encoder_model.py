@@ -42,6 +42,7 @@ from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.training.callbacks import training_callbacks
 from anomalib_inp.training.data_check import DataCheck
+from anomalib_inp.training.image_check import ImageCheck
 from anomalib_inp.training.results_folder import ResultsFolder
 from anomalib_inp.training.training_data import TrainingData
 
@@ -179,7 +180,7 @@ class EncoderModel(InpExport, _Module):
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
         checks = [ResultsFolder(), DataCheck()]
-        return [*super().configure_callbacks(), *checks, self.training_data(), *training_callbacks()]
+        return [ImageCheck(), *super().configure_callbacks(), *checks, self.training_data(), *training_callbacks()]
 
     def training_data(self) -> TrainingData:
         """Say what stands in for the training images: nothing."""

@@ -6,7 +6,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from anomalib.data import AnomalibDataset, ImageBatch
+from anomalib.data import AnomalibDataset, ImageBatch, PredictDataset
 from anomalib.data.utils import ValSplitMode
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
@@ -14,12 +14,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.progress import track
 
+from anomalib_inp.data.deep import datasets_of, find_deep, say_how_deep, with_deep_images
+from anomalib_inp.data.few_shot import FewShotViews
 from anomalib_inp.data.file_checks import DataError, check_headers, decode_fault, files_of
 from anomalib_inp.files import first_few
 from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.preprocessing import InpPreProcessor
 
 SUBSETS = {"fit": ("train_data", "val_data", "test_data"), "validate": ("val_data",), "test": ("test_data",)}
+READ = {**SUBSETS, "predict": ("test_data",)}
 
 
 class DataCheck(Callback):
@@ -67,6 +70,22 @@ class DataCheck(Callback):
             images = set(dataset.samples.image_path)
             is_mask.update((path, path not in images) for path in files_of(dataset))
         check_headers(is_mask)
+        say_how_deep(find_deep(path for path, masks in is_mask.items() if not masks))
+        for name in READ.get(stage, ()):
+            dataset = getattr(data, name, None)
+            if dataset is not None and not isinstance(dataset, FewShotViews):  # whose images are read already
+                setattr(data, name, with_deep_images(dataset))
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the files of a prediction are images.
+
+        Raises:
+            DataError: A file is no image that can be used.
+        """
+        del pl_module
+        paths = _predicted(trainer)
+        check_headers(dict.fromkeys(paths, False))
+        say_how_deep(find_deep(paths))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count."""
@@ -110,6 +129,7 @@ class DataCheck(Callback):
         datasets = [getattr(trainer.datamodule, name, None) for name in ("train_data", "val_data", "test_data")]
         # validation images may be the test images: once is enough
         paths = dict.fromkeys(path for dataset in datasets if dataset is not None for path in files_of(dataset))
+        paths |= dict.fromkeys(_predicted(trainer))
         broken = [fault for path in track(list(paths), "Looking for the broken image") if (fault := decode_fault(path))]
         if broken:
             msg = f"Images cannot be decoded: {first_few(broken)}. Replace or remove them; training can be resumed."
@@ -130,6 +150,17 @@ class DataCheck(Callback):
                 f"{self._outside} of the {self._anomalous} anomalous {subset} images have their whole mask outside the "
                 "inspected centre: nobody can find these defects there. Without crop_size the whole image is inspected."
             )
+
+
+def _predicted(trainer: Trainer) -> list[str]:
+    """List the images of a prediction, as far as they are files."""
+    paths: list[str] = []
+    for dataset in datasets_of(trainer.predict_dataloaders):
+        if isinstance(dataset, PredictDataset):
+            paths.extend(map(str, dataset.image_filenames))
+        elif isinstance(dataset, AnomalibDataset):
+            paths.extend(dataset.samples.image_path)
+    return paths
 
 
 def _check_splits(trainer: Trainer, subsets: Sequence[AnomalibDataset | None]) -> None:

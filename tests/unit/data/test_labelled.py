@@ -179,7 +179,7 @@ def test_labelled_anomalies_of_a_folder(datamodule, folder: Path) -> None:
         ("empty mask", r"1\.png are empty"),
         ("size", "another size"),
         ("nothing", "found no image"),
-        ("16 bits", r"1\.png \(mode I;16"),
+        ("32 bits", r"1\.png \(mode F; expected 8 bits per channel"),
         ("truncated", r"cannot be decoded, .*1\.png"),
         ("same name", r"1\.jpg and .*1\.png belongs"),
         ("two masks", r"1\.png has two masks"),
@@ -191,8 +191,8 @@ def test_labelled_anomalies_that_cannot_be_used(datamodule, folder: Path, fault:
         mask.unlink()
     elif fault == "nothing":
         shutil.rmtree(folder / "images")
-    elif fault == "16 bits":
-        Image.fromarray(np.zeros((168, 168), dtype=np.uint16)).save(folder / "images/1.png")
+    elif fault == "32 bits":
+        Image.fromarray(np.zeros((168, 168), dtype=np.float32)).save(folder / "images/1.png", format="TIFF")
     elif fault == "truncated":
         whole = (folder / "images/1.png").read_bytes()
         (folder / "images/1.png").write_bytes(whole[: len(whole) // 2])

@@ -1,0 +1,120 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Grey images of 16 bits, which anomalib's reader clips to white: scaled by their range instead."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import AnomalibDataset, ImageBatch, PredictDataset
+from lightning.pytorch.utilities import rank_zero_info
+from pandas import DataFrame
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.tv_tensors import Image, Mask
+
+from anomalib_inp.files import first_few
+from anomalib_inp.images import as_batch, is_deep_file, read_pixels
+
+
+class DeepImages(AnomalibDataset):
+    """A data set whose images of 16 bits are read by their range; all others, and masks, as the data set reads them.
+
+    Args:
+        images: The data set. What is done to its images when they are read is done here.
+    """
+
+    def __init__(self, images: AnomalibDataset) -> None:
+        self.images = images
+        super().__init__(images.augmentations)
+        images.augmentations = None
+
+    @property
+    def samples(self) -> DataFrame:
+        """Table of the images."""
+        return self.images.samples
+
+    @samples.setter
+    def samples(self, samples: DataFrame) -> None:
+        self.images.samples = samples
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self.images.name
+
+    @property
+    def category(self) -> str | None:
+        """Category of the data set."""
+        return self.images.category
+
+    @property
+    def collate_fn(self) -> Callable:
+        """How images become a batch."""
+        return self.images.collate_fn
+
+    def __getitem__(self, index: int) -> Any:
+        """Read an image."""
+        item = self.images[index]
+        if is_deep_file(item.image_path):
+            item.image = Image(read_tensor(item.image_path))
+        if self.augmentations and item.gt_mask is not None:
+            item.image, item.gt_mask = self.augmentations(item.image, Mask(item.gt_mask))
+        elif self.augmentations:
+            item.image = self.augmentations(item.image)
+        return item
+
+
+def with_deep_images(dataset: AnomalibDataset) -> AnomalibDataset:
+    """Read images of 16 bits by their range; a data set without any stays as it is."""
+    if isinstance(dataset, DeepImages) or not find_deep(dataset.samples.image_path):
+        return dataset
+    return DeepImages(dataset)
+
+
+def find_deep(paths: Iterable[str | Path]) -> list[str]:
+    """List the images of 16 bits, by their headers; a file that cannot be opened is none."""
+    found = []
+    for path in paths:
+        try:
+            if is_deep_file(path):
+                found.append(str(path))
+        except OSError:
+            continue
+    return found
+
+
+def read_deep_again(batch: ImageBatch, dataset: Dataset) -> None:
+    """Read the images of a batch again that anomalib's data set for predictions has clipped."""
+    if not isinstance(dataset, PredictDataset):
+        return
+    for index, path in enumerate(batch.image_path):
+        if is_deep_file(path):
+            batch.image[index] = read_tensor(path)
+
+
+def datasets_of(loaders: Any) -> list[Dataset]:
+    """List the data sets of a trainer's loaders, of which there is one or a list."""
+    several = loaders if isinstance(loaders, list | tuple) else [loaders]
+    return [getattr(loader, "dataset", None) for loader in several]
+
+
+def read_tensor(path: str | Path) -> Tensor:
+    """Read an image ``(3, H, W)``, float32 in [0, 1], of 8 or 16 bits.
+
+    Raises:
+        ValueError: The file is no readable image.
+    """
+    return torch.from_numpy(as_batch(read_pixels(path)))[0]
+
+
+def say_how_deep(deep: list[str]) -> None:
+    """Say how images of 16 bits are read."""
+    if deep:
+        rank_zero_info(
+            f"{len(deep)} grey images have 16 bits per pixel, {first_few(deep[:1])} for one: they are scaled by their "
+            "whole range, 65535 is white. Images of a camera with 10, 12 or 14 bits that fill the lower bits are dark "
+            "then: shift them up."
+        )
