@@ -3,13 +3,18 @@
 
 """Files: written in one step, told apart by their content, listed and named; and where caches live."""
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
+
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+"""What a system says of a disk that takes no more."""
 
 VARIABLE = "ANOMALIB_INP_CACHE"
 """Environment variable that names another folder, for example on a larger disk."""
@@ -24,6 +29,14 @@ def cache_folder(kind: str) -> Path:
     return (Path(named).expanduser() if named else user_cache_path("anomalib-inp")) / kind
 
 
+class DiskError(OSError):
+    """A disk does not take a file; the message names both."""
+
+    def __str__(self) -> str:
+        """Say it without the number of the error."""
+        return str(self.strerror)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file in one step: it is the old one or the new one, never half of either.
@@ -32,11 +45,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         A path beside it, with the same suffix, for the new content; nothing stays there if writing fails.
+
+    Raises:
+        DiskError: The disk is full, or takes no files.
     """
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        msg = (
+            f"{path} cannot be written: {os.strerror(error.errno)}. The disk of {path.parent} has "
+            f"{readable(shutil.disk_usage(path.parent).free)} left. What was written before stays; make room, or write "
+            "elsewhere."
+        )
+        raise DiskError(error.errno, msg) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -71,6 +96,11 @@ def _images_below(folder: Path, outer: frozenset[Path]) -> Iterator[Path]:
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is an image, and not hidden."""
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def readable(size: int) -> str:
+    """Say a number of bytes."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def first_few(names: Sequence[str]) -> str:

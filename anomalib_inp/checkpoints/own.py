@@ -3,8 +3,9 @@
 
 """Checkpoints of ours: read, noted in, and checked against the model that loads them."""
 
+import io
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -65,9 +66,15 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint in one step."""
+    """Write a checkpoint in one step.
+
+    Raises:
+        DiskError: The disk is full.
+    """
+    buffer = io.BytesIO()  # of a full disk, torch says only that writing failed
+    torch.save(content, buffer)
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def check_frame(checkpoint: Mapping[str, Any], pre_processor: Any) -> None:
@@ -122,9 +129,12 @@ def find_encoder(checkpoint: Mapping[str, Any], checkpoint_path: str | Path) -> 
     Returns:
         The file, or ``None`` where the checkpoint's own answer holds.
     """
-    origin = Path(checkpoint.get("hyper_parameters", {}).get("encoder_weights", "timm"))
-    beside = Path(checkpoint_path).parent / origin.name
-    return str(beside) if origin.suffix and not origin.is_file() and beside.is_file() else None
+    origin = str(checkpoint.get("hyper_parameters", {}).get("encoder_weights", "timm"))
+    if not Path(origin).suffix or Path(origin).is_file():
+        return None
+    names = (Path(origin).name, PureWindowsPath(origin).name)  # the training may have been on Windows
+    beside = (Path(checkpoint_path).parent / name for name in names)
+    return next((str(path) for path in beside if path.is_file()), None)
 
 
 def note_encoder(checkpoint: dict[str, Any], encoder: FrozenEncoder) -> None:

@@ -29,6 +29,7 @@ from anomalib_inp.checkpoints.own import (
     warn_of_another_map,
 )
 from anomalib_inp.checkpoints.plain import not_plain, plain
+from anomalib_inp.checkpoints.writing import CheckpointWriter
 from anomalib_inp.data.file_checks import check_masks
 from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.encoder.weights import build_encoder
@@ -40,7 +41,7 @@ from anomalib_inp.pictures.visualizer import InpVisualizer
 from anomalib_inp.preprocessing import InpPreProcessor, as_images
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
-from anomalib_inp.training.callbacks import training_callbacks
+from anomalib_inp.training.callbacks import RefuseHalfWeights, training_callbacks
 from anomalib_inp.training.data_check import DataCheck
 from anomalib_inp.training.image_check import ImageCheck
 from anomalib_inp.training.results_folder import ResultsFolder
@@ -179,8 +180,8 @@ class EncoderModel(InpExport, _Module):
 
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
-        checks = [ResultsFolder(), DataCheck()]
-        return [ImageCheck(), *super().configure_callbacks(), *checks, self.training_data(), *training_callbacks()]
+        before, checks = [RefuseHalfWeights(), ImageCheck()], [ResultsFolder(), DataCheck(), CheckpointWriter()]
+        return [*before, *super().configure_callbacks(), *checks, self.training_data(), *training_callbacks()]
 
     def training_data(self) -> TrainingData:
         """Say what stands in for the training images: nothing."""

@@ -1,9 +1,8 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What happens around the training steps, whatever the model: length, order of the data, finished checkpoint."""
+"""What happens around the training steps, whatever the model: precision, length, order of the data."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,25 @@ from torch import nn
 
 DEFAULT_EPOCHS = 200
 LIGHTNING_FALLBACK_EPOCHS = 1000
+
+
+class RefuseHalfWeights(Callback):
+    """Refuses weights in 16 bits: small steps of the optimiser are lost in them, and scores and thresholds rounded."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look at the precision of the trainer.
+
+        Raises:
+            ValueError: It keeps weights in 16 bits.
+        """
+        del pl_module, stage
+        if trainer.precision in {"16-true", "bf16-true"}:
+            instead = trainer.precision.replace("true", "mixed")
+            msg = (
+                f"The precision {trainer.precision} rounds weights, scores and thresholds to 16 bits. Use {instead}, "
+                f"which keeps them in 32: --trainer.precision {instead}"
+            )
+            raise ValueError(msg)
 
 
 class DefaultEpochs(Callback):
@@ -138,20 +156,6 @@ class FinalValidation(Callback):
             self.on_train_end(trainer, pl_module)
 
 
-class FinishedCheckpoint(Callback):
-    """Writes the finished model, weights only, beside the checkpoint that training can be resumed from."""
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``finished.ckpt``."""
-        del pl_module
-        if trainer.checkpoint_callback is None or trainer.fast_dev_run:
-            return
-        folder = trainer.checkpoint_callback.dirpath or Path(trainer.default_root_dir)
-        path = Path(folder) / "finished.ckpt"
-        trainer.save_checkpoint(path, weights_only=True)
-        rank_zero_info(f"Finished model, without optimiser and encoder: {path}")
-
-
 class NonFiniteLossError(RuntimeError):
     """The loss is not a number; going on would destroy what was learnt."""
 
@@ -209,13 +213,12 @@ def is_trained(model: nn.Module) -> bool:
 
 
 def training_callbacks() -> list[Callback]:
-    """All of the above."""
+    """All that come after the checks of the data."""
     return [
         DefaultEpochs(),
         EpochSeed(),
         ResumableMaxSteps(),
         FinalValidation(),
         FiniteLoss(),
-        FinishedCheckpoint(),
         RefuseEmptyTraining(),
     ]

@@ -7,11 +7,11 @@ Training needs nothing of an image but the means of two groups of layers, and ne
 changes. On disk the cache is a memory-mapped file: the disk limits its size, and several processes share it.
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 import anomalib_inp
 from anomalib_inp.data.file_checks import DataError, is_repeatable
-from anomalib_inp.files import cache_folder
+from anomalib_inp.files import VARIABLE, DiskError, cache_folder, readable
 from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.preprocessing import InpPreProcessor
 from anomalib_inp.training.feature_file import DTYPES, is_complete, map_features, num_bytes, write_features
@@ -39,7 +39,10 @@ from anomalib_inp.training.feature_file import DTYPES, is_complete, map_features
 Store = Literal["memory", "disk"]
 CacheDtype = Literal["float32", "bfloat16"]
 STORES = ("memory", "disk")
-DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EISDIR)
+ELSEWHERE = (
+    f"Choose another folder (--model.feature_cache_dir, or {VARIABLE} in the environment) or no cache "
+    "(--model.feature_cache off)."
+)
 WITHOUT_CACHE = "Train without a cache: --model.feature_cache off."
 
 
@@ -133,11 +136,11 @@ class FeatureCache:
         if size * processes > memory:
             copies = f", in each of {processes} processes" if processes > 1 else ""
             msg = (
-                f"The features of {shape[0]} images take {_readable(size)} in {self.dtype}{copies}, more than the "
-                f"memory of this machine, {_readable(memory)}. Keep them on disk: --model.feature_cache disk."
+                f"The features of {shape[0]} images take {readable(size)} in {self.dtype}{copies}, more than the "
+                f"memory of this machine, {readable(memory)}. Keep them on disk: --model.feature_cache disk."
             )
             raise DataError(msg)
-        rank_zero_info(f"Feature cache: {shape[0]} images, {_readable(size)} of memory.")
+        rank_zero_info(f"Feature cache: {shape[0]} images, {readable(size)} of memory.")
         kept = torch.empty(shape, dtype=getattr(torch, self.dtype))
         first = 0
         for batch in features:
@@ -148,7 +151,7 @@ class FeatureCache:
     def _write(self, shape: tuple[int, ...], features: Iterator[Tensor], description: dict[str, str]) -> Path:
         key = hashlib.blake2b(json.dumps(description, sort_keys=True).encode(), digest_size=12).hexdigest()
         path = self.folder / f"{key}.safetensors"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        _make(self.folder)
         with _alone(path):
             if is_complete(path, description):
                 rank_zero_info(f"Feature cache: {path} holds the features of these {shape[0]} images.")
@@ -156,21 +159,15 @@ class FeatureCache:
             size, free = num_bytes(shape, self.dtype), shutil.disk_usage(self.folder).free
             if size > free:
                 msg = (
-                    f"The features of {shape[0]} images take {_readable(size)} in {self.dtype}, but {self.folder} has "
-                    f"{_readable(free)} left. Choose another folder (--model.feature_cache_dir), half the size "
-                    f"(--model.feature_cache_dtype bfloat16) or no cache (--model.feature_cache off)."
+                    f"The features of {shape[0]} images take {readable(size)} in {self.dtype}, but {self.folder} has "
+                    f"{readable(free)} left. Halve them (--model.feature_cache_dtype bfloat16). {ELSEWHERE}"
                 )
                 raise DataError(msg)
-            rank_zero_info(f"Feature cache: {shape[0]} images, {_readable(size)} on disk, in {path}.")
+            rank_zero_info(f"Feature cache: {shape[0]} images, {readable(size)} on disk, in {path}.")
             try:
                 write_features(path, features, shape, self.dtype, description)
-            except OSError as error:
-                if error.errno not in DISK_ERRORS:  # an image cannot be read
-                    raise
-                msg = (
-                    f"The feature cache cannot be written to {path}: {error}. Make room, or choose another folder "
-                    f"(--model.feature_cache_dir) or no cache (--model.feature_cache off)."
-                )
+            except (DiskError, IsADirectoryError) as error:
+                msg = f"The feature cache {path} cannot be written: {error} {ELSEWHERE}"
                 raise DataError(msg) from error
         return path
 
@@ -201,6 +198,20 @@ def digest_of(samples: DataFrame) -> str:
     return digest.hexdigest()
 
 
+def _make(folder: Path) -> None:
+    """Make the folder of the caches, and see that files can be made in it.
+
+    Raises:
+        DataError: It cannot be made, or takes no files.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        msg = f"The folder {folder} takes no feature cache: {error.strerror}. {ELSEWHERE}"
+        raise DataError(msg) from error
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Let one process at a time look for a file and write it; the others wait, and find it."""
@@ -221,7 +232,3 @@ def _memory() -> int:
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return 2**63
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _readable(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

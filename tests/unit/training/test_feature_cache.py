@@ -1,7 +1,6 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-import errno
 import os
 import pickle
 import shutil
@@ -16,6 +15,7 @@ import torch
 from anomalib.data import MVTecAD
 from lightning import Callback, seed_everything
 from safetensors.torch import load_file, save_file
+from small_disk import small_disk
 from torchvision.transforms.v2 import RandomHorizontalFlip, Resize
 
 from anomalib_inp import InpFormer
@@ -205,21 +205,26 @@ def test_images_come_back_after_an_interrupted_training(model, datamodule, train
 
 
 def test_a_disk_that_fills_up_is_named_and_a_broken_image_is_not_taken_for_one(
-    model, datamodule, train, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model, datamodule, train, data: Path, tmp_path: Path
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(feature_cache, "write_features", full)
-        with pytest.raises(DataError, match=r"cannot be written to .*No space left.*feature_cache_dir"):
-            train(model(feature_cache="disk"), datamodule())
+    with small_disk(5000), pytest.raises(DataError, match=r"cannot be written: File too large.*feature_cache_dir"):
+        train(model(feature_cache="disk"), datamodule())
 
     copy = shutil.copytree(data, tmp_path / "copy")
     broken = sorted((copy / "brick/train/good").iterdir())[7]
     broken.write_bytes(broken.read_bytes()[:2000])
     with pytest.raises(DataError, match=f"cannot be decoded: {broken}"):
         train(model(feature_cache="disk"), datamodule(copy))
+
+
+def test_a_folder_that_takes_no_files_is_named_before_anything_is_encoded(
+    model, datamodule, train, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        DataError, match=rf"{tmp_path}/file/features takes no feature cache: Not a directory.*{VARIABLE}"
+    ):
+        train(model(feature_cache="disk", feature_cache_dir=str(tmp_path / "file/features")), datamodule())
 
 
 def test_a_folder_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -240,8 +245,8 @@ def test_images_that_change_every_epoch_are_refused(model, datamodule, train) ->
 def test_a_disk_or_memory_that_is_too_small_is_named(
     model, datamodule, train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    usage, free = shutil.disk_usage(tmp_path), {tmp_path / "cache": 1000}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free.get(path, usage.free)))
     with pytest.raises(DataError, match=r"32 images take 0\.3 MB in float32, but .* has 0\.0 MB left.*bfloat16"):
         train(model(feature_cache="disk"), datamodule())
     monkeypatch.setattr(feature_cache, "_memory", lambda: 1000)
