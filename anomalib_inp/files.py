@@ -98,6 +98,17 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
+def masks_of(folder: Path) -> dict[str, Path]:
+    """Find the masks of a kind of defect by the names of their images without suffix: NNN.png or NNN_mask.png."""
+    paths = sorted(path for path in folder.iterdir() if is_image_name(path.name)) if folder.is_dir() else []
+    return {stem_of(path): path for path in paths}
+
+
+def stem_of(mask: Path) -> str:
+    """Name of the image that a mask is of, without suffix."""
+    return mask.stem.removesuffix("_mask")
+
+
 def readable(size: int) -> str:
     """Say a number of bytes."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

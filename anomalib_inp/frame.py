@@ -32,6 +32,16 @@ class CropBox(NamedTuple):
         (height, width), (rows, columns) = size, crop
         return cls(left / width, top / height, (left + columns) / width, (top + rows) / height)
 
+    def within(self, part: "CropBox") -> "CropBox":
+        """The place in the image of a part of this box, given as fractions of the box."""
+        width, height = self.right - self.left, self.bottom - self.top
+        return CropBox(
+            self.left + part.left * width,
+            self.top + part.top * height,
+            self.left + part.right * width,
+            self.top + part.bottom * height,
+        )
+
     def cut(self, plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Bring the inspected part of a plane ``(H, W)`` of the whole image to another size by nearest neighbour."""
         height, width = plane.shape

@@ -4,10 +4,10 @@
 """Images as they come, in files or arrays: their pixels as models take them, or one sentence that refuses them."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 Channels = Literal["rgb", "bgr"]
 
@@ -15,6 +15,8 @@ WHITE = {"uint8": 255, "uint16": 65535}
 """Whole numbers that images are made of, and the brightest of each."""
 ROUNDING = 1e-3
 """How far floating-point values may lie outside [0, 1]: resizing and filters overshoot a little."""
+SIDEWAYS = 5
+"""EXIF orientation from which on width and height change places."""
 UNREADABLE = ("F", "I", "LAB")
 """Pillow's modes that become no colours: their values have no known range, or no way to RGB."""
 
@@ -43,24 +45,48 @@ def read_pixels(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return _pixels_of(image)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # a broken PNG is a syntax error
         msg = f"{path} is no readable image: {error}"
         raise ValueError(msg) from error
 
 
-def image_fault(path: str | Path, is_mask: bool = False) -> str | None:
-    """Say what is wrong with a file by its header alone; ``None`` if nothing is.
+class Header(NamedTuple):
+    """What a file says of its image before it is decoded.
 
-    Args:
-        path: The file.
-        is_mask: Whether it is a mask, of which only what is zero counts.
+    Attributes:
+        size: Width and height in pixels, as they lie in the file.
+        orientation: How the image is to be turned to be upright, by EXIF: 1 for not at all.
+        deep: Whether it is grey with 16 bits per pixel.
+        fault: Why it cannot be used as an image, if it cannot; as a mask it can.
     """
+
+    size: tuple[int, int]
+    orientation: int
+    deep: bool
+    fault: str | None
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height of the image as a viewer shows it."""
+        return self.size[::-1] if self.orientation >= SIDEWAYS else self.size
+
+
+def read_header(path: str | Path) -> Header | str:
+    """Look at the header of an image file; a file that is no image gives the name of its fault."""
     try:
         with Image.open(path) as image:
-            fault = None if is_mask else _mode_fault(image)
-            return fault and f"{path} ({fault})"
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path} ({type(error).__name__})"
+            # of a PNG, Pillow would decode the pixels to see whether EXIF comes behind them
+            exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
+            return Header(image.size, exif.get(ExifTags.Base.Orientation, 1), is_deep(image), _mode_fault(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return type(error).__name__
+
+
+def image_fault(path: str | Path) -> str | None:
+    """Say what is wrong with an image file by its header alone; ``None`` if nothing is."""
+    header = read_header(path)
+    fault = header if isinstance(header, str) else header.fault
+    return fault and f"{path} ({fault})"
 
 
 def _pixels_of(image: Image.Image) -> np.ndarray:

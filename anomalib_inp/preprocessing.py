@@ -4,21 +4,38 @@
 """Look at the values, resize, crop, normalise: the same arithmetic in training and in the exported graph."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from anomalib.data import ImageBatch
 from anomalib.data.transforms import ExportableCenterCrop
 from anomalib.pre_processing import PreProcessor
 from lightning import LightningModule, Trainer
 from torch import Tensor
-from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Transform
+from torchvision.transforms.v2 import (
+    CenterCrop,
+    Compose,
+    GaussianBlur,
+    Grayscale,
+    Identity,
+    Normalize,
+    Resize,
+    ToDtype,
+    ToImage,
+    ToPureTensor,
+    Transform,
+)
 
-from anomalib_inp.frame import CropBox, as_pair
+from anomalib_inp.frame import WHOLE_IMAGE, CropBox, as_pair
 from anomalib_inp.images import WHITE, channels_first, check_values
 from anomalib_inp.outputs import TrainingBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+KEEP_PLACES = (Normalize, ToDtype, ToImage, ToPureTensor, Grayscale, GaussianBlur, Identity)
+"""Transforms that leave every pixel in its place."""
 
 
 class InpPreProcessor(PreProcessor):
@@ -64,7 +81,7 @@ class InpPreProcessor(PreProcessor):
     @property
     def crop_box(self) -> CropBox:
         """The inspected part of the image, in fractions of its width and height."""
-        return CropBox.centre(self.image_size, self.crop_size)
+        return crop_box_of(self)
 
     def on_train_batch_start(
         self,
@@ -85,6 +102,46 @@ class InpPreProcessor(PreProcessor):
     def _find(self, kind: type[Transform]) -> Any:
         transforms = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
         return next((transform for transform in transforms if isinstance(transform, kind)), None)
+
+
+def crop_box_of(pre_processor: PreProcessor | None) -> CropBox:
+    """Find the part of the image that a pre-processor leaves, in fractions of its width and height.
+
+    Args:
+        pre_processor: Ours, another, or none, which leaves the whole image.
+
+    Raises:
+        ValueError: Its transform moves pixels in a way that tells no such part: maps could not be laid over the image.
+    """
+    size: tuple[int, int] | None = None  # of what the image has become, where the transform says
+    box = WHOLE_IMAGE
+    for step in _steps(getattr(pre_processor, "transform", None)):
+        if isinstance(step, Resize):
+            sides = np.ravel(step.size).tolist()
+            size = (sides[0], sides[1]) if len(sides) == len(("height", "width")) else None
+        elif isinstance(step, CenterCrop | ExportableCenterCrop) and size is not None:
+            crop = as_pair(step.size, "size")
+            if crop[0] > size[0] or crop[1] > size[1]:
+                msg = f"The pre-processor crops {crop} out of {size} (height, width), which pads. Enlarge the Resize."
+                raise ValueError(msg)
+            box, size = box.within(CropBox.centre(size, crop)), crop
+        elif not isinstance(step, KEEP_PLACES):
+            msg = (
+                f"Where the pixels of an image lie after the pre-processor's {type(step).__name__} cannot be told, so "
+                "maps could not be laid over it. Use Resize to height and width, CenterCrop after it, and Normalize, "
+                "or image_size and crop_size of the model."
+            )
+            raise ValueError(msg)
+    return box
+
+
+def _steps(transform: Any) -> Iterator[Any]:
+    """List the steps of a transform, those of nested ones too."""
+    if isinstance(transform, Compose):
+        for step in transform.transforms:
+            yield from _steps(step)
+    elif transform is not None:
+        yield transform
 
 
 def as_images(images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.tv_tensors import Image, Mask
 
 from anomalib_inp.files import first_few
-from anomalib_inp.images import as_batch, is_deep_file, read_pixels
+from anomalib_inp.images import Header, as_batch, is_deep_file, read_header, read_pixels
 
 
 class DeepImages(AnomalibDataset):
@@ -67,22 +67,26 @@ class DeepImages(AnomalibDataset):
         return item
 
 
-def with_deep_images(dataset: AnomalibDataset) -> AnomalibDataset:
-    """Read images of 16 bits by their range; a data set without any stays as it is."""
-    if isinstance(dataset, DeepImages) or not find_deep(dataset.samples.image_path):
+def with_deep_images(dataset: AnomalibDataset, deep: Iterable[str] | None = None) -> AnomalibDataset:
+    """Read images of 16 bits by their range.
+
+    Args:
+        dataset: The data set; one without any such image stays as it is.
+        deep: The images of 16 bits; ``None`` looks for them.
+    """
+    if isinstance(dataset, DeepImages):
         return dataset
-    return DeepImages(dataset)
+    paths = set(dataset.samples.image_path)
+    return dataset if paths.isdisjoint(find_deep(paths) if deep is None else deep) else DeepImages(dataset)
 
 
 def find_deep(paths: Iterable[str | Path]) -> list[str]:
     """List the images of 16 bits, by their headers; a file that cannot be opened is none."""
     found = []
     for path in paths:
-        try:
-            if is_deep_file(path):
-                found.append(str(path))
-        except OSError:
-            continue
+        header = read_header(path)
+        if isinstance(header, Header) and header.deep:
+            found.append(str(path))
     return found
 
 

@@ -15,7 +15,8 @@ import anomalib.data
 from anomalib.data import AnomalibDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
-from anomalib_inp.data.file_checks import DataError, check_masks
+from anomalib_inp.data.file_checks import DataError
+from anomalib_inp.data.layout import check_layout
 from anomalib_inp.data.quirks import category_folders, test_images
 from anomalib_inp.data.source import Source
 from anomalib_inp.data.subset import MEAN
@@ -107,7 +108,7 @@ def set_up(module: AnomalibDataModule) -> None:
     Raises:
         DataError: Masks do not fit, or validation images are to be split off nothing.
     """
-    check_masks(module)
+    check_layout(module)
     try:
         module.setup()
     except ValueError as fault:

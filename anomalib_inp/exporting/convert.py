@@ -16,7 +16,7 @@ from lightning_utilities.core.imports import module_available
 from torch import nn
 
 from anomalib_inp.files import replacing
-from anomalib_inp.frame import WHOLE_IMAGE
+from anomalib_inp.preprocessing import crop_box_of
 from anomalib_inp.runtime.metadata import KEY, Metadata
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.thresholds.scale import Scale
@@ -36,7 +36,7 @@ def metadata_of(model: "AnomalibModule") -> Metadata:
     Raises:
         ValueError: The model has another post-processor than ours.
     """
-    post, crop_box = model.post_processor, getattr(model.pre_processor, "crop_box", WHOLE_IMAGE)
+    post, crop_box = model.post_processor, crop_box_of(model.pre_processor)
     if post is None:
         return Metadata(False, NO_SCALE, NO_SCALE, crop_box)
     if not isinstance(post, InpPostProcessor):

@@ -30,7 +30,7 @@ from anomalib_inp.checkpoints.own import (
 )
 from anomalib_inp.checkpoints.plain import not_plain, plain
 from anomalib_inp.checkpoints.writing import CheckpointWriter
-from anomalib_inp.data.file_checks import check_masks
+from anomalib_inp.data.layout import check_layout
 from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.encoder.weights import build_encoder
 from anomalib_inp.evaluation.evaluator import PaperEvaluator
@@ -38,7 +38,7 @@ from anomalib_inp.exporting.mixin import InpExport
 from anomalib_inp.frame import as_pair, resolve_sizes
 from anomalib_inp.models.registry import import_models
 from anomalib_inp.pictures.visualizer import InpVisualizer
-from anomalib_inp.preprocessing import InpPreProcessor, as_images
+from anomalib_inp.preprocessing import InpPreProcessor, as_images, crop_box_of
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.training.callbacks import RefuseHalfWeights, training_callbacks
@@ -125,6 +125,7 @@ class EncoderModel(InpExport, _Module):
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
+        crop_box_of(self.pre_processor)  # refuses what pictures and exports could not show
         self.hparams.update(plain(dict(self.hparams)))
         if strange := list(not_plain(dict(self.hparams), "")):
             msg = f"Checkpoints hold the arguments of a model, numbers, texts and lists of them, but not {strange[0]}."
@@ -189,7 +190,7 @@ class EncoderModel(InpExport, _Module):
 
     def prepare_data(self) -> None:
         """Look at the folder of the data before anomalib reads it."""
-        check_masks(self.trainer.datamodule)
+        check_layout(self.trainer.datamodule)
 
     def configure_post_processor(self) -> InpPostProcessor:
         """Build the default post-processor."""

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import distributed
 
 from anomalib_inp.data.subset import Subset
-from anomalib_inp.frame import WHOLE_IMAGE, CropBox
+from anomalib_inp.frame import CropBox
 from anomalib_inp.pictures.gallery import gallery
 from anomalib_inp.pictures.visualizer import InpVisualizer, short_name
 
@@ -88,13 +88,14 @@ class ExtremeResults(InpVisualizer):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the sheets; each of several processes has seen a part of the images."""
+        del pl_module
         found: list[Any] = [self._shown]
         if trainer.world_size > 1:
             found *= trainer.world_size
             distributed.all_gather_object(found, self._shown)
         if not trainer.is_global_zero:
             return
-        crop_box = getattr(pl_module.pre_processor, "crop_box", WHOLE_IMAGE)
+        crop_box = self._crop_box
         folder = self.output_dir or Path(trainer.default_root_dir) / "images"
         for category, kinds in self._merged(found).items():
             path = Path(folder) / f"{category or 'images'}.png"

@@ -19,6 +19,7 @@ from anomalib_inp.data.subset import Subset
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
 from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.strip import draw_result, place_mask, to_rgb
+from anomalib_inp.preprocessing import crop_box_of
 from anomalib_inp.training.results_folder import results_folder
 
 
@@ -37,6 +38,7 @@ class InpVisualizer(ImageVisualizer):
         super().__init__(output_dir=output_dir)
         self.panel_height = panel_height
         self._root = Path()
+        self._crop_box = WHOLE_IMAGE
 
     def visualize(
         self,
@@ -67,8 +69,13 @@ class InpVisualizer(ImageVisualizer):
         raise TypeError(msg)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look up the results folder."""
+        """Look up the results folder, and which part of an image the maps cover.
+
+        Raises:
+            ValueError: The pre-processor does not tell.
+        """
         super().setup(trainer, pl_module, stage)
+        self._crop_box = crop_box_of(getattr(pl_module, "pre_processor", None))
         self._root = results_folder(trainer)
 
     def on_test_batch_end(
@@ -87,15 +94,14 @@ class InpVisualizer(ImageVisualizer):
         Raises:
             ValueError: A picture would replace the image that it shows.
         """
-        del outputs
-        crop_box = getattr(getattr(pl_module, "pre_processor", None), "crop_box", WHOLE_IMAGE)
+        del pl_module, outputs
         output_dir = self.output_dir or self._root / "images"
         datamodule = getattr(trainer, "datamodule", None)
         subset = Subset.from_trainer(trainer, "test")
         names = subset.attach(batch).names if len(subset.names) > 1 else [""] * len(batch)
         for index, (item, category) in enumerate(zip(batch, names, strict=True)):
             # By now the batch holds what the model saw: without a file, the image is the crop itself.
-            box, name = crop_box if item.image_path else WHOLE_IMAGE, short_name(item.image_path, category)
+            box, name = self._crop_box if item.image_path else WHOLE_IMAGE, short_name(item.image_path, category)
             strip = self._draw(item, box, name)
             if strip is None:
                 continue

@@ -4,22 +4,30 @@
 """Looks at a run's data before hours are spent on it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from anomalib.data import AnomalibDataset, ImageBatch, PredictDataset
-from anomalib.data.utils import ValSplitMode
+from anomalib.data.utils import LabelName, ValSplitMode
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.progress import track
 
-from anomalib_inp.data.deep import datasets_of, find_deep, say_how_deep, with_deep_images
+from anomalib_inp.data.deep import datasets_of, say_how_deep, with_deep_images
 from anomalib_inp.data.few_shot import FewShotViews
-from anomalib_inp.data.file_checks import DataError, check_headers, decode_fault, files_of
+from anomalib_inp.data.file_checks import (
+    DataError,
+    check_headers,
+    check_mask_sizes,
+    check_mask_values,
+    decode_fault,
+    files_of,
+    pairs_of,
+)
 from anomalib_inp.files import first_few
 from anomalib_inp.frame import WHOLE_IMAGE
-from anomalib_inp.preprocessing import InpPreProcessor
+from anomalib_inp.preprocessing import crop_box_of
 
 SUBSETS = {"fit": ("train_data", "val_data", "test_data"), "validate": ("val_data",), "test": ("test_data",)}
 READ = {**SUBSETS, "predict": ("test_data",)}
@@ -36,11 +44,9 @@ class DataCheck(Callback):
         """Check that there are images and that they are images.
 
         Raises:
-            DataError: No training images, or a file that is no image.
+            DataError: No training images, a file that is no image, or masks that do not fit.
         """
-        pre_processor = pl_module.pre_processor
-        if isinstance(pre_processor, InpPreProcessor) and pre_processor.crop_box != WHOLE_IMAGE:
-            box = pre_processor.crop_box
+        if (box := crop_box_of(pl_module.pre_processor)) != WHOLE_IMAGE:
             rank_zero_info(
                 f"Only the centre of each image is inspected: {100 * box.left:.1f} to {100 * box.right:.1f} % of its "
                 f"width, {100 * box.top:.1f} to {100 * box.bottom:.1f} % of its height."
@@ -55,26 +61,22 @@ class DataCheck(Callback):
         ):
             trainer.limit_val_batches = 0  # anomalib's loader would ask for the images that are not there
         _check_splits(trainer, [getattr(data, name, None) for name in SUBSETS.get(stage, ())])
-        is_mask: dict[str, bool] = {}  # validation images may be the test images: once is enough
-        for name in SUBSETS.get(stage, ()):
-            dataset = getattr(trainer.datamodule, name, None)
-            if dataset is None:
-                continue
-            if name == "train_data" and len(dataset) == 0:
-                place = [str(getattr(trainer.datamodule, part, "")) for part in ("root", "category")]
-                msg = (
-                    f"There are no training images in {'/'.join(part for part in place if part) or dataset.name}. "
-                    "Expected normal images, in the layout of MVTec AD in <root>/<category>/train/good."
-                )
-                raise DataError(msg)
-            images = set(dataset.samples.image_path)
-            is_mask.update((path, path not in images) for path in files_of(dataset))
-        check_headers(is_mask)
-        say_how_deep(find_deep(path for path, masks in is_mask.items() if not masks))
-        for name in READ.get(stage, ()):
-            dataset = getattr(data, name, None)
-            if dataset is not None and not isinstance(dataset, FewShotViews):  # whose images are read already
-                setattr(data, name, with_deep_images(dataset))
+        there = [(name, getattr(data, name, None)) for name in READ.get(stage, ())]
+        datasets: dict[str, AnomalibDataset] = {name: dataset for name, dataset in there if dataset is not None}
+        if "train_data" in datasets and len(datasets["train_data"]) == 0:
+            place = [str(getattr(data, part, "")) for part in ("root", "category")]
+            msg = (
+                f"There are no training images in {'/'.join(part for part in place if part) or data.name}. "
+                "Expected normal images, in the layout of MVTec AD in <root>/<category>/train/good."
+            )
+            raise DataError(msg)
+        if stage == "fit" and datasets:
+            rank_zero_info(_counts(datasets))
+        # A prediction is looked at when its images are known: they need not be those of the data module.
+        deep = _look_at_files(datasets.values()) if stage in SUBSETS else None
+        for name, dataset in datasets.items():
+            if not isinstance(dataset, FewShotViews):  # whose images are read already
+                setattr(data, name, with_deep_images(dataset, deep))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the files of a prediction are images.
@@ -84,8 +86,8 @@ class DataCheck(Callback):
         """
         del pl_module
         paths = _predicted(trainer)
-        check_headers(dict.fromkeys(paths, False))
-        say_how_deep(find_deep(paths))
+        headers = check_headers(dict.fromkeys(paths, False))
+        say_how_deep([path for path, header in headers.items() if header.deep])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count."""
@@ -144,7 +146,7 @@ class DataCheck(Callback):
         self._outside += int((anomalous & empty).sum())
 
     def _report(self, pl_module: LightningModule, subset: str) -> None:
-        cropped = getattr(pl_module.pre_processor, "crop_box", WHOLE_IMAGE) != WHOLE_IMAGE
+        cropped = crop_box_of(pl_module.pre_processor) != WHOLE_IMAGE
         if self._outside and cropped:
             rank_zero_warn(
                 f"{self._outside} of the {self._anomalous} anomalous {subset} images have their whole mask outside the "
@@ -161,6 +163,33 @@ def _predicted(trainer: Trainer) -> list[str]:
         elif isinstance(dataset, AnomalibDataset):
             paths.extend(dataset.samples.image_path)
     return paths
+
+
+def _look_at_files(datasets: Iterable[AnomalibDataset]) -> list[str]:
+    """Check images and masks, and list the images of 16 bits."""
+    is_mask: dict[str, bool] = {}  # validation images may be the test images: once is enough
+    pairs: dict[tuple[str, str], None] = {}
+    for dataset in datasets:
+        images = set(dataset.samples.image_path)
+        is_mask.update((path, path not in images) for path in files_of(dataset))
+        pairs.update(dict.fromkeys(pairs_of(dataset)))
+    headers = check_headers(is_mask)
+    check_mask_sizes(pairs, headers)
+    check_mask_values(list(dict.fromkeys(mask for _, mask in pairs)))
+    deep = [path for path, header in headers.items() if header.deep and not is_mask[path]]
+    say_how_deep(deep)
+    return deep
+
+
+def _counts(datasets: Mapping[str, AnomalibDataset]) -> str:
+    """Say how many images are for what."""
+    uses = {"train_data": "train", "val_data": "validate", "test_data": "test"}
+    parts = []
+    for name, use in uses.items():
+        labels = [] if name not in datasets else list(datasets[name].samples.label_index)
+        anomalous = labels.count(LabelName.ABNORMAL)
+        parts.append(f"{len(labels)} {use}" + (f" ({anomalous} anomalous)" if anomalous else ""))
+    return f"Images: {', '.join(parts)}."
 
 
 def _check_splits(trainer: Trainer, subsets: Sequence[AnomalibDataset | None]) -> None:

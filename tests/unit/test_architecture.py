@@ -29,10 +29,10 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"data", "files"},
     "thresholds": {"data", "evaluation", "outputs"},
     "training": {"data", "files", "frame", "images", "preprocessing", "outputs", "thresholds", "evaluation"},
-    "pictures": {"data", "frame", "files", "images", "training"},
+    "pictures": {"data", "frame", "files", "images", "preprocessing", "training"},
     "checkpoints": {"encoder", "networks", "files", "thresholds"},
     "runtime": {"files", "frame", "images", "thresholds", "pictures"},
-    "exporting": {"runtime", "files", "frame", "thresholds", "evaluation"},
+    "exporting": {"runtime", "files", "preprocessing", "thresholds", "evaluation"},
     "models": {
         *("encoder", "networks", "losses", "scoring", "data", "evaluation", "thresholds", "training", "pictures"),
         *("checkpoints", "exporting", "preprocessing", "outputs", "files", "frame"),

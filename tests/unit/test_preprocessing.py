@@ -3,22 +3,26 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageBatch, ImageItem, MVTecAD
+from anomalib.data.transforms import ExportableCenterCrop
 from anomalib.data.utils import read_image
 from anomalib.engine import Engine
+from anomalib.pre_processing import PreProcessor
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import CenterCrop, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Pad, RandomCrop, RandomHorizontalFlip, Resize
 
 from anomalib_inp import InpFormer
+from anomalib_inp.exporting.convert import metadata_of
 from anomalib_inp.frame import WHOLE_IMAGE
-from anomalib_inp.preprocessing import IMAGENET_MEAN, IMAGENET_STD, InpPreProcessor
+from anomalib_inp.preprocessing import IMAGENET_MEAN, IMAGENET_STD, InpPreProcessor, crop_box_of
 
 # Height and width of images; the model's are 64 x 96.
 LARGE, SMALL, MIXED = (150, 210), (40, 50), (30, 300)
@@ -231,3 +235,77 @@ def test_tensors_that_are_no_images_end_the_engine(
     arguments = {"train_dataloaders": loader} if stage == "fit" else {"dataloaders": loader}
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\], got 200 to 200"):
         getattr(engine, stage)(model, **arguments)
+
+
+# --- other pre-processors ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([], (0, 0, 1, 1)),
+        ([Resize((96, 128))], (0, 0, 1, 1)),
+        ([Resize(96), Normalize([0.5], [0.5])], (0, 0, 1, 1)),
+        ([Resize((96, 128)), CenterCrop((64, 96))], (16 / 128, 16 / 96, 112 / 128, 80 / 96)),
+        (
+            [Compose([Resize((96, 128)), CenterCrop(64)]), Normalize([0.5], [0.5])],
+            (32 / 128, 16 / 96, 96 / 128, 80 / 96),
+        ),
+        ([Resize((100, 100)), CenterCrop(80), Resize((64, 64)), CenterCrop(32)], (0.3, 0.3, 0.7, 0.7)),
+        ([Resize((100, 100)), ExportableCenterCrop(80)], (0.1, 0.1, 0.9, 0.9)),
+    ],
+)
+def test_the_crop_of_any_pre_processor_is_seen(steps: list[Any], expected: tuple[float, ...]) -> None:
+    box = crop_box_of(PreProcessor(Compose(steps) if steps else None))
+    assert box == pytest.approx(expected)
+    if not steps:
+        return
+    # Of an image whose values are the places of its pixels, what is left says where it lay.
+    y, x = np.meshgrid(*((np.arange(1024) + 0.5) / 1024 for _ in range(2)), indexing="ij")
+    kept = [step for step in Compose(steps).transforms if not isinstance(step, Normalize)]
+    kept = [part for step in kept for part in (step.transforms if isinstance(step, Compose) else [step])]
+    left = Compose([step for step in kept if not isinstance(step, Normalize)])(
+        torch.from_numpy(np.stack([x, y, y])).float()
+    )
+    half = (np.array([box.right - box.left, box.bottom - box.top]) / left.shape[:-3:-1]) / 2
+    assert left[0, 0, 0].item() - half[0] == pytest.approx(box.left, abs=2e-3)
+    assert left[0, 0, -1].item() + half[0] == pytest.approx(box.right, abs=2e-3)
+    assert left[1, 0, 0].item() - half[1] == pytest.approx(box.top, abs=2e-3)
+    assert left[1, -1, 0].item() + half[1] == pytest.approx(box.bottom, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([Resize(96), CenterCrop(64)], "CenterCrop cannot be told"),
+        ([CenterCrop(64), Resize((96, 96))], "CenterCrop cannot be told"),
+        ([Resize((96, 96)), RandomCrop(64)], "RandomCrop cannot be told"),
+        ([Pad(8), Resize((64, 64))], "Pad cannot be told"),
+        ([RandomHorizontalFlip(), Resize((64, 64))], "RandomHorizontalFlip cannot be told"),
+        ([Resize((64, 64)), CenterCrop(96)], "which pads"),
+    ],
+)
+def test_a_crop_that_cannot_be_told_is_refused_with_the_model(
+    tiny_model: Callable[..., InpFormer], steps: list[Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model(pre_processor=PreProcessor(Compose(steps)))
+
+
+def test_pictures_and_exports_show_the_crop_of_another_pre_processor(
+    tiny_model: Callable[..., InpFormer], quiet_engine: Callable[..., Engine], tmp_path: Path
+) -> None:
+    steps = [Resize((96, 96)), CenterCrop(64), Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    write_image(tmp_path / "images/000.png", LARGE)
+    pictures, boxes = [], []
+    for number, own in enumerate(
+        ({"pre_processor": PreProcessor(Compose(steps))}, {"image_size": (96, 96), "crop_size": (64, 64)})
+    ):
+        torch.manual_seed(0)
+        model = tiny_model(visualizer=True, **own)
+        quiet_engine(tmp_path / str(number)).predict(model, data_path=tmp_path / "images")
+        (picture,) = (tmp_path / str(number)).rglob("*000.png")
+        pictures.append(np.asarray(Image.open(picture)))
+        boxes.append(metadata_of(model).crop_box)
+    assert boxes[0] == boxes[1] == pytest.approx((1 / 6, 1 / 6, 5 / 6, 5 / 6))
+    np.testing.assert_array_equal(*pictures)

@@ -1,117 +1,125 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-import shutil
+"""Masks that do not fit their images, or mark nothing that could be a defect."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from anomalib.data import AutoVI, BTech, Folder, MVTecAD, MVTecLOCO
-from part import mask, pixels, write, write_part
-from PIL import Image
+from anomalib.data import Folder
+from part import mask, pixels, write
+from PIL import Image, ImageFilter
 
-from anomalib_inp.data.file_checks import DataError, check_masks
+from anomalib_inp.data.file_checks import EVERYTHING, NOTHING, DataError, check_mask_values, mask_fault
 
 Make = Callable[..., Any]
+EXIF_ORIENTATION = 274
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    return exif
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return write_part(tmp_path / "data")
+def folder(tmp_path: Path) -> Callable[..., Folder]:
+    """Builds a data module of an image (60 rows, 96 columns) and its mask."""
+    for index in range(2):
+        write(tmp_path / f"good/{index}.png", pixels(index))
+
+    def build(image: Image.Image, marked: Image.Image, **saved: Any) -> Folder:
+        (tmp_path / "bad").mkdir()
+        (tmp_path / "masks").mkdir()
+        image.save(tmp_path / "bad/0.jpg", **saved)
+        marked.save(tmp_path / "masks/0.png")
+        return Folder(
+            "part", "good", tmp_path, "bad", None, "masks", num_workers=0, train_batch_size=1,
+            val_split_mode="same_as_test", test_split_mode="from_dir",
+        )  # fmt: skip
+
+    return build
 
 
-@pytest.fixture
-def datamodule(root: Path) -> MVTecAD:
-    return MVTecAD(root=root, category="part", num_workers=0, train_batch_size=1, val_split_mode="same_as_test")
+IMAGE = Image.fromarray(pixels()[:60])
+FITTING = Image.fromarray(mask(slice(0, 30), slice(0, 30))[:60])
 
 
-def test_complete_data_pass(datamodule: MVTecAD, root: Path) -> None:
-    check_masks(datamodule)
-    # What anomalib does not read does no harm.
-    (root / "part/test/dent/notes.txt").write_text("seen on Tuesday")
-    (root / "part/test/Thumbs.db").write_bytes(b"")
-    (root / "part/ground_truth/.DS_Store").write_bytes(b"")
-    check_masks(datamodule)
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_a_mask_of_another_size_is_named(folder: Make, tiny_model: Make, quiet_engine: Make, stage: str) -> None:
+    module = folder(IMAGE, FITTING.resize((48, 30)))
+    message = r"masks/0\.png has 48 x 30 pixels, its image .*bad/0\.jpg 96 x 60"
+    with pytest.raises(DataError, match=message):
+        getattr(quiet_engine(), stage)(tiny_model(), datamodule=module)
 
 
-def test_an_image_without_mask_is_named(datamodule: MVTecAD, root: Path, tiny_model: Make, quiet_engine: Make) -> None:
-    (root / "part/ground_truth/dent/001_mask.png").unlink()
-    with pytest.raises(DataError) as caught:
-        quiet_engine().fit(tiny_model(), datamodule=datamodule)
-    assert f"{root / 'part/test/dent/001.png'} has no mask. Add what is missing" in str(caught.value)
-
-
-def test_a_mask_without_image_is_named(datamodule: MVTecAD, root: Path, tiny_model: Make, quiet_engine: Make) -> None:
-    (root / "part/test/dent/002.png").unlink()
-    with pytest.raises(DataError) as caught:
-        quiet_engine().test(tiny_model(), datamodule=datamodule)
-    assert f"the mask {root / 'part/ground_truth/dent/002_mask.png'} has no image." in str(caught.value)
-
-
-def test_images_without_a_folder_of_masks_are_named(datamodule: MVTecAD, root: Path) -> None:
-    for index in range(7):
-        write(root / f"part/test/hole/{index:03}.png")
-    with pytest.raises(DataError, match="and 2 more") as caught:
-        check_masks(datamodule)
-    assert str(caught.value).count("has no mask") == 5
-    assert "Folder" not in str(caught.value)
-    shutil.rmtree(root / "part/ground_truth")
-    with pytest.raises(DataError, match="without any masks are read by the data module Folder"):
-        check_masks(datamodule)
-
-
-@pytest.mark.parametrize(("kind", "category"), [(MVTecLOCO, "pushpins"), (AutoVI, "tank_screw")])
-def test_masks_in_a_folder_per_image_are_no_fault(kind: type, category: str, tmp_path: Path) -> None:
-    for name in ("train/good/000.png", "test/good/000.png", "test/dent/000.png", "ground_truth/dent/000/000.png"):
-        write(tmp_path / category / name)
-    check_masks(kind(root=tmp_path, category=category))
-
-
-def test_normal_images_by_another_name_are_no_fault(tmp_path: Path) -> None:
-    for name in ("train/ok/000.png", "test/ok/000.png", "test/ko/001.png", "ground_truth/ko/001.png"):
-        write(tmp_path / "01" / name)
-    check_masks(BTech(root=tmp_path, category="01"))
-    check_masks(Folder(name="01", root=tmp_path / "01", normal_dir="train/ok", abnormal_dir="test/ko"))
-
-
-def test_masks_of_normal_images_are_not_looked_for(tiny_model: Make, quiet_engine: Make, tmp_path: Path) -> None:
-    for index, name in enumerate(("train/ok/000.png", "train/ok/001.png", "test/ok/000.png", "test/ko/001.png")):
-        write(tmp_path / "01" / name, pixels(index))
-    write(tmp_path / "01/ground_truth/ko/001.png", mask(slice(0, 40), slice(0, 40)))
-    images = BTech(root=tmp_path, category="01", train_batch_size=1, eval_batch_size=1, num_workers=0)
-    quiet_engine().train(tiny_model(), datamodule=images)
-    missing = images.train_data.samples.mask_path
-    assert not any(Path(path).is_file() for path in missing)  # else this shows nothing
-
-
-def test_images_and_masks_of_named_folders_are_counted(tmp_path: Path) -> None:
-    for name in ("ok/000.png", "ko/000.png", "more/001.png", "masks/000.png"):
-        write(tmp_path / name)
-    named = {"normal_dir": "ok", "abnormal_dir": ["ko", "more"], "mask_dir": "masks"}
-    with pytest.raises(DataError, match=r"\['ko', 'more'\] have 2 images and masks have 1 masks, below"):
-        check_masks(Folder(name="part", root=tmp_path, **named))
-    write(tmp_path / "masks/001.png")
-    check_masks(Folder(name="part", root=tmp_path, **named))
-    # folders in full, and no masks at all
-    check_masks(Folder(name="part", normal_dir=tmp_path / "ok", abnormal_dir=tmp_path / "ko"))
-
-
-def test_images_that_anomalib_does_not_read_are_called_out(
-    datamodule: MVTecAD, root: Path, recwarn: pytest.WarningsRecorder
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_mask_that_was_drawn_upright_is_named(
+    folder: Make, tiny_model: Make, quiet_engine: Make, orientation: int
 ) -> None:
-    check_masks(datamodule)
-    assert not recwarn
-    Image.new("RGB", (8, 8)).save(root / "part/train/good/100.jpg")
-    check_masks(datamodule)
-    assert "reads only .png and .PNG: 1 files (.jpg) of" in str(recwarn[0].message)
-    for folder in ("train", "test", "ground_truth"):
-        for path in [*root.glob(f"part/{folder}/*/*.png")]:
-            path.rename(path.with_suffix(".jpg"))
-        if folder != "train":
-            with pytest.raises(DataError, match=r"reads only .*: .* \(\.jpg\) of .* to the data module Folder"):
-                check_masks(datamodule)
+    module = folder(IMAGE, FITTING.transpose(Image.Transpose.ROTATE_90), exif=turned(orientation))
+    message = rf"0\.jpg 96 x 60, turned by EXIF orientation {orientation} in a viewer only.*exif_transpose"
+    with pytest.raises(DataError, match=message):
+        quiet_engine().fit(tiny_model(), datamodule=module)
 
 
-def test_no_data_module_is_no_fault() -> None:
-    check_masks(None)
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_turned_image_with_a_mask_of_its_size_is_called_out(
+    folder: Make, tiny_model: Make, quiet_engine: Make, orientation: int
+) -> None:
+    module = folder(IMAGE, FITTING, exif=turned(orientation))
+    with pytest.warns(UserWarning, match=rf"A viewer turns 1 images .*0\.jpg \(orientation {orientation}\)"):
+        quiet_engine().test(tiny_model(), datamodule=module)
+
+
+def test_masks_that_fit_are_no_fault(
+    folder: Make, tiny_model: Make, quiet_engine: Make, recwarn: pytest.WarningsRecorder
+) -> None:
+    quiet_engine().test(tiny_model(), datamodule=folder(IMAGE, FITTING, exif=turned(1)))
+    said = [str(warning.message) for warning in recwarn]
+    assert not [text for text in said if "look wrong" in text or "A viewer turns" in text]
+
+
+NUMBERED = np.zeros((60, 96), np.uint8)
+NUMBERED[:10], NUMBERED[20:30] = 1, 2
+
+
+@pytest.mark.parametrize(
+    ("image", "fault"),
+    [
+        (FITTING, None),
+        (FITTING.convert("1"), None),
+        (FITTING.convert("P"), None),
+        (FITTING.convert("RGB"), None),
+        (Image.fromarray(NUMBERED), None),
+        (Image.fromarray(np.asarray(FITTING).astype(np.uint16) * 257), None),
+        (FITTING.filter(ImageFilter.GaussianBlur(8)), "grey values: all of them but black count as defect"),
+        (Image.new("L", (9, 9)), NOTHING),
+        (Image.new("L", (9, 9), 255), EVERYTHING),
+        (Image.merge("LA", [Image.new("L", (96, 60)), FITTING]), NOTHING),
+        (Image.merge("RGBA", [*[Image.new("L", (96, 60))] * 3, FITTING]), NOTHING),
+    ],
+)
+def test_what_masks_mark_is_looked_at(tmp_path: Path, image: Image.Image, fault: str | None) -> None:
+    image.save(tmp_path / "mask.png")
+    found = mask_fault(str(tmp_path / "mask.png"))
+    assert found is None if fault is None else fault in str(found)
+
+
+def test_a_compressed_mask_has_too_many_values(tmp_path: Path) -> None:
+    FITTING.save(tmp_path / "mask.jpg", quality=60)
+    assert "count as defect" in str(mask_fault(str(tmp_path / "mask.jpg")))
+
+
+def test_masks_of_which_none_is_one_are_refused_and_some_are_called_out(tmp_path: Path) -> None:
+    for name, image in {"a": FITTING, "b": Image.new("L", (9, 9)), "c": Image.new("L", (9, 9), 9)}.items():
+        image.save(tmp_path / f"{name}.png")
+    paths = [str(tmp_path / f"{name}.png") for name in "abc"]
+    with pytest.warns(UserWarning, match=r"Of 3 masks, 2 look wrong: .*b\.png marks nothing; .*c\.png marks the whole"):
+        check_mask_values(paths)
+    with pytest.raises(DataError, match=r"Of 2 masks, 2 look wrong"):
+        check_mask_values(paths[1:])
+    check_mask_values([])

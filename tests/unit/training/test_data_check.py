@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from anomalib.data import MVTecAD
+import yaml
+from anomalib.data import Folder, MVTecAD
 from part import SIZE, mask, pixels, write, write_part
 from PIL import Image
 
@@ -140,9 +141,9 @@ def test_a_crop_is_announced_and_what_it_misses_is_counted(
     with pytest.warns(UserWarning, match=expected) as caught:
         getattr(quiet_engine(max_epochs=2), run)(model, datamodule=datamodule)
     assert len([warning for warning in caught if "whole mask outside" in str(warning.message)]) == 1
-    assert said == [
-        "Only the centre of each image is inspected: 16.7 to 83.3 % of its width, 16.7 to 83.3 % of its height."
-    ]
+    centre = "Only the centre of each image is inspected: 16.7 to 83.3 % of its width, 16.7 to 83.3 % of its height."
+    counts = ["Images: 2 train, 4 validate (3 anomalous), 4 test (3 anomalous)."] if run == "fit" else []
+    assert said == [centre, *counts]
 
 
 def test_without_a_crop_nothing_is_missed(
@@ -165,3 +166,18 @@ def test_a_crop_that_misses_nothing_says_so_by_silence(
         warnings.simplefilter("always")
         quiet_engine().test(tiny_model(**CROPPED), datamodule=datamodule)
     assert not [warning for warning in caught if "mask outside" in str(warning.message)]
+
+
+def test_the_file_for_a_folder_of_good_images_uses_them(
+    tiny_model: Make, quiet_engine: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(20):
+        write(tmp_path / f"parts/good/{index:03}.png", pixels(index))
+    said: list[str] = []
+    monkeypatch.setattr(data_check, "rank_zero_info", said.append)
+    settings = yaml.safe_load((Path(__file__).parents[3] / "configs/data/folder.yaml").read_text(encoding="utf-8"))
+    arguments = settings["data"]["init_args"] | {"root": tmp_path / "parts", "num_workers": 0, "train_batch_size": 8}
+    model = tiny_model()
+    quiet_engine(max_epochs=2, **settings["trainer"]).train(model, datamodule=Folder(**arguments))
+    assert said == ["Images: 18 train, 2 validate, 0 test."]
+    assert model.post_processor.image_threshold.isfinite()
