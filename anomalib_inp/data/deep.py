@@ -99,12 +99,6 @@ def read_deep_again(batch: ImageBatch, dataset: Dataset) -> None:
             batch.image[index] = read_tensor(path)
 
 
-def datasets_of(loaders: Any) -> list[Dataset]:
-    """List the data sets of a trainer's loaders, of which there is one or a list."""
-    several = loaders if isinstance(loaders, list | tuple) else [loaders]
-    return [getattr(loader, "dataset", None) for loader in several]
-
-
 def read_tensor(path: str | Path) -> Tensor:
     """Read an image ``(3, H, W)``, float32 in [0, 1], of 8 or 16 bits.
 

@@ -73,6 +73,10 @@ class Subset:
         """Find the category of each image, its place in ``names``: ``(B,)``."""
         return self._indices[self._rows_of(paths)]
 
+    def category_of(self, path: str) -> str:
+        """Name the category of an image; empty for one that is not of the split."""
+        return self.names[self._indices[self._rows[path]]] if path in self._rows else ""
+
     def counted_here(self, paths: Sequence[str]) -> Tensor:
         """Tell whether this process counts an image, ``(B,)``.
 

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from anomalib.data import ImageBatch, ImageItem, NumpyImageBatch, NumpyImageItem
 from anomalib.data.utils import read_mask
-from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
+from anomalib_inp.data.loaders import image_paths_of
 from anomalib_inp.data.subset import Subset
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
 from anomalib_inp.images import read_pixels
+from anomalib_inp.pictures.names import common_root, picture_names
 from anomalib_inp.pictures.strip import draw_result, place_mask, to_rgb
 from anomalib_inp.preprocessing import crop_box_of
 from anomalib_inp.training.results_folder import results_folder
@@ -39,6 +40,8 @@ class InpVisualizer(ImageVisualizer):
         self.panel_height = panel_height
         self._root = Path()
         self._crop_box = WHOLE_IMAGE
+        self._loaders: Any = None
+        self._names: dict[str, Path] = {}
 
     def visualize(
         self,
@@ -96,7 +99,6 @@ class InpVisualizer(ImageVisualizer):
         """
         del pl_module, outputs
         output_dir = self.output_dir or self._root / "images"
-        datamodule = getattr(trainer, "datamodule", None)
         subset = Subset.from_trainer(trainer, "test")
         names = subset.attach(batch).names if len(subset.names) > 1 else [""] * len(batch)
         for index, (item, category) in enumerate(zip(batch, names, strict=True)):
@@ -105,16 +107,28 @@ class InpVisualizer(ImageVisualizer):
             strip = self._draw(item, box, name)
             if strip is None:
                 continue
-            path = generate_output_filename(
-                input_path=item.image_path or f"loader{dataloader_idx}/batch{batch_idx:05d}_{index:03d}.png",
-                output_path=output_dir / category,
-                dataset_name=getattr(datamodule, "name", None),
-                category=getattr(datamodule, "category", None),
-            )
+            unnamed = Path(f"loader{dataloader_idx}/batch{batch_idx:05d}_{index:03d}.png")
+            path = output_dir / category / (self._picture_name(trainer, item.image_path) or unnamed)
             if item.image_path and path.resolve() == Path(item.image_path).resolve():
                 msg = f"The picture would overwrite its own image {path}. Choose an output_dir outside the dataset."
                 raise ValueError(msg)
+            path.parent.mkdir(parents=True, exist_ok=True)
             strip.save(path)
+
+    def _picture_name(self, trainer: Trainer, image: str | None) -> Path | None:
+        """Name the picture of an image by its path below the folder that all images of its category lie in."""
+        if image is None:
+            return None
+        loaders = trainer.predict_dataloaders if trainer.predicting else trainer.test_dataloaders
+        if loaders is not self._loaders:
+            self._loaders, self._names = loaders, {}
+            subset, by_category = Subset.from_trainer(trainer, "test"), dict[str, list[str]]()
+            for path in image_paths_of(loaders):
+                by_category.setdefault(subset.category_of(path), []).append(path)
+            for paths in by_category.values():
+                self._names |= picture_names(sorted(paths), common_root(paths))
+        # An image of a data set that does not list its own has its whole path for a name.
+        return self._names.get(image, Path(*Path(f"{image}.png").absolute().parts[1:]))
 
     def _draw(
         self,

@@ -6,7 +6,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from anomalib.data import AnomalibDataset, ImageBatch, PredictDataset
+from anomalib.data import AnomalibDataset, ImageBatch
 from anomalib.data.utils import LabelName, ValSplitMode
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch import Callback
@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.progress import track
 
-from anomalib_inp.data.deep import datasets_of, say_how_deep, with_deep_images
+from anomalib_inp.data.deep import say_how_deep, with_deep_images
 from anomalib_inp.data.few_shot import FewShotViews
 from anomalib_inp.data.file_checks import (
     DataError,
@@ -25,6 +25,7 @@ from anomalib_inp.data.file_checks import (
     files_of,
     pairs_of,
 )
+from anomalib_inp.data.loaders import image_paths_of
 from anomalib_inp.files import first_few
 from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.preprocessing import crop_box_of
@@ -85,7 +86,7 @@ class DataCheck(Callback):
             DataError: A file is no image that can be used.
         """
         del pl_module
-        paths = _predicted(trainer)
+        paths = image_paths_of(trainer.predict_dataloaders)
         headers = check_headers(dict.fromkeys(paths, False))
         say_how_deep([path for path, header in headers.items() if header.deep])
 
@@ -131,7 +132,7 @@ class DataCheck(Callback):
         datasets = [getattr(trainer.datamodule, name, None) for name in ("train_data", "val_data", "test_data")]
         # validation images may be the test images: once is enough
         paths = dict.fromkeys(path for dataset in datasets if dataset is not None for path in files_of(dataset))
-        paths |= dict.fromkeys(_predicted(trainer))
+        paths |= dict.fromkeys(image_paths_of(trainer.predict_dataloaders))
         broken = [fault for path in track(list(paths), "Looking for the broken image") if (fault := decode_fault(path))]
         if broken:
             msg = f"Images cannot be decoded: {first_few(broken)}. Replace or remove them; training can be resumed."
@@ -152,17 +153,6 @@ class DataCheck(Callback):
                 f"{self._outside} of the {self._anomalous} anomalous {subset} images have their whole mask outside the "
                 "inspected centre: nobody can find these defects there. Without crop_size the whole image is inspected."
             )
-
-
-def _predicted(trainer: Trainer) -> list[str]:
-    """List the images of a prediction, as far as they are files."""
-    paths: list[str] = []
-    for dataset in datasets_of(trainer.predict_dataloaders):
-        if isinstance(dataset, PredictDataset):
-            paths.extend(map(str, dataset.image_filenames))
-        elif isinstance(dataset, AnomalibDataset):
-            paths.extend(dataset.samples.image_path)
-    return paths
 
 
 def _look_at_files(datasets: Iterable[AnomalibDataset]) -> list[str]:

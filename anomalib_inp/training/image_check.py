@@ -9,7 +9,8 @@ from anomalib.data import ImageBatch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 
-from anomalib_inp.data.deep import datasets_of, read_deep_again
+from anomalib_inp.data.deep import read_deep_again
+from anomalib_inp.data.loaders import datasets_of
 from anomalib_inp.images import ROUNDING, check_values
 from anomalib_inp.outputs import TrainingBatch
 

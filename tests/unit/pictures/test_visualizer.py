@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from anomalib.data import ImageBatch, ImageItem, NumpyImageBatch, NumpyImageItem
+from anomalib.data import Folder, ImageBatch, ImageItem, NumpyImageBatch, NumpyImageItem, PredictDataset
 from anomalib.visualization import ImageVisualizer
 from drawn import CENTRE, GREEN, centroid, panels, square_map
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.pictures.strip import draw_result
@@ -51,7 +53,10 @@ def make_batch(dataset: tuple[list[str], list[str]], **changes: Any) -> ImageBat
 
 
 def fake_trainer(tmp_path: Path) -> Any:
+    loader = SimpleNamespace(dataset=PredictDataset(tmp_path / "Parts/bolt/test"))
     return SimpleNamespace(
+        predicting=False,
+        test_dataloaders=loader,
         default_root_dir=str(tmp_path / "results"),
         datamodule=SimpleNamespace(name="Parts", category="bolt"),
         strategy=SimpleNamespace(broadcast=lambda value: value),
@@ -75,13 +80,12 @@ class TestInpVisualizer:
     module: Any = SimpleNamespace(pre_processor=InpPreProcessor((448, 448), (392, 392)))
 
     @pytest.mark.parametrize("hook", ["on_test_batch_end", "on_predict_batch_end"])
-    def test_saves_aligned_strips_under_anomalib_names(
+    def test_saves_aligned_strips_under_the_names_of_the_images(
         self, hook: str, tmp_path: Path, dataset: tuple[list[str], list[str]], image: np.ndarray, gt_mask: np.ndarray
     ) -> None:
         batch = make_batch(dataset)
         save(InpVisualizer(panel_height=128), fake_trainer(tmp_path), self.module, batch, hook=hook)
-        # Spelled out rather than asked of anomalib, so that a change of its names shows.
-        saved = Image.open(tmp_path / "results/images/test/bad/000.png")
+        saved = Image.open(tmp_path / "results/images/bad/000.png")
         expected = draw_result(
             image,
             square_map(CENTRE),
@@ -94,18 +98,38 @@ class TestInpVisualizer:
             height=128,
         )
         np.testing.assert_array_equal(np.asarray(saved), np.asarray(expected))
-        normal = Image.open(tmp_path / "results/images/test/good/000.png")
+        normal = Image.open(tmp_path / "results/images/good/000.png")
         assert len(panels(normal, 128)) == 4, "the mask of a normal image is empty, not unknown"
 
-    def test_names_are_those_of_anomalib(self, tmp_path: Path, dataset: tuple[list[str], list[str]]) -> None:
-        trainer, batch = fake_trainer(tmp_path), make_batch(dataset)
-        trainer.datamodule = None
-        written = []
-        for visualizer in (ImageVisualizer(output_dir=tmp_path / "a"), InpVisualizer(output_dir=tmp_path / "b")):
-            save(visualizer, trainer, self.module, batch)
-            root = Path(visualizer.output_dir)
-            written.append(sorted(path.relative_to(root) for path in root.rglob("*.png")))
-        assert written[0] == written[1] != []
+    def test_pictures_of_equal_names_are_all_there(
+        self, tmp_path: Path, tiny_model: Callable[..., Any], quiet_engine: Callable[..., Any]
+    ) -> None:
+        images = ("lineA/camera1/000.png", "lineB/camera1/000.png", "lineA/camera1/000.bmp", "001.png")
+        for index, name in enumerate(images):
+            path = tmp_path / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((40, 40), 60 * index, np.uint8)).save(path)
+        expected = {"lineA/camera1/000.png", "lineB/camera1/000.png", "lineA/camera1/000.png.png", "001.png"}
+        model = tiny_model(visualizer=True)
+        quiet_engine(tmp_path / "predict").predict(model, data_path=tmp_path / "images")
+        module = Folder(
+            "part", "lineA", tmp_path / "images", "lineB", "lineA", num_workers=0, val_split_mode="same_as_test"
+        )
+        quiet_engine(tmp_path / "test").test(model, datamodule=module)
+        # Only these and no data set that lists them: then by their whole paths.
+        batches = [
+            [ImageItem(image=torch.rand(3, 40, 40), image_path=str(tmp_path / "images" / name))] for name in images
+        ]
+        loader = DataLoader(batches, batch_size=None, collate_fn=ImageBatch.collate)
+        quiet_engine(tmp_path / "loader").predict(model, dataloaders=loader)
+
+        def written(run: str) -> set[str]:
+            (root,) = (tmp_path / run).rglob("images")
+            return {path.relative_to(root).as_posix() for path in root.rglob("*.png")}
+
+        assert written("predict") == expected
+        assert written("test") >= {"lineB/camera1/000.png", "lineA/camera1/000.png"}
+        assert len(written("loader")) == 4
 
     def test_other_pre_processors_inspect_the_whole_image(
         self, tmp_path: Path, dataset: tuple[list[str], list[str]], image: np.ndarray
@@ -113,7 +137,7 @@ class TestInpVisualizer:
         batch = make_batch(dataset, mask_path=None, gt_mask=None)
         module: Any = SimpleNamespace(pre_processor=None)
         save(InpVisualizer(output_dir=tmp_path / "out"), fake_trainer(tmp_path), module, batch)
-        drawn = panels(Image.open(tmp_path / "out/test/bad/000.png"))
+        drawn = panels(Image.open(tmp_path / "out/bad/000.png"))
         assert len(drawn) == 3, "nothing is known of the ground truth"
         assert drawn[2][0, 0].tolist() == image[0, 0].tolist(), "nothing is hatched"
 
@@ -122,7 +146,7 @@ class TestInpVisualizer:
     ) -> None:
         batch = make_batch((dataset[0], ["", dataset[1][0]]))
         save(InpVisualizer(), fake_trainer(tmp_path), self.module, batch)
-        assert len(panels(Image.open(tmp_path / "results/images/test/bad/000.png"))) == 3
+        assert len(panels(Image.open(tmp_path / "results/images/bad/000.png"))) == 3
 
     def test_without_files_the_crop_itself_is_drawn(self, tmp_path: Path, dataset: tuple[list[str], list[str]]) -> None:
         batch = make_batch(dataset, image_path=None, mask_path=None)
@@ -136,13 +160,13 @@ class TestInpVisualizer:
     ) -> None:
         batch = make_batch(dataset, mask_path=None, gt_mask=torch.from_numpy(np.stack([square_map(CENTRE, 392)] * 2)))
         save(InpVisualizer(), fake_trainer(tmp_path), self.module, batch)
-        truth = panels(Image.open(tmp_path / "results/images/test/bad/000.png"))[1]
+        truth = panels(Image.open(tmp_path / "results/images/bad/000.png"))[1]
         assert centroid((truth == GREEN).all(axis=2)) == pytest.approx((215, 75), abs=2)
 
     def test_refuses_to_overwrite_the_dataset(self, tmp_path: Path, dataset: tuple[list[str], list[str]]) -> None:
         batch = make_batch(dataset)
         before = Path(dataset[0][0]).read_bytes()
-        visualizer = InpVisualizer(output_dir=tmp_path / "Parts/bolt")
+        visualizer = InpVisualizer(output_dir=tmp_path / "Parts/bolt/test")
         with pytest.raises(ValueError, match="overwrite its own image"):
             save(visualizer, fake_trainer(tmp_path), self.module, batch)
         assert Path(dataset[0][0]).read_bytes() == before
