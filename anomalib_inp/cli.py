@@ -5,9 +5,13 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 COMMANDS = {
     "benchmark": "anomalib_inp.benchmarks.command:benchmark",
@@ -19,6 +23,10 @@ COMMANDS = {
     "threshold": "anomalib_inp.cli:threshold",
 }
 """Where each command is: a function with its signature and its help, in a module that imports no PyTorch by itself."""
+
+
+UNREADABLE, INTERRUPTED = 3, 130
+"""Exit codes: images could not be read; the user has stopped the command."""
 
 
 def sample_data(folder: Path, seed: int = 0) -> None:
@@ -98,8 +106,13 @@ def predict(
     precision: str | None = "f32",
     category: str | None = None,
     pictures: bool = True,
+    strict: bool = False,
+    resume: bool = False,
 ) -> None:
     """Run an exported model on images: a picture of each, scores.csv and, where the folder tells labels, seven metrics.
+
+    An image that cannot be read gets a row that says why, and the others go on; the exit code is 3 then, and 130 after
+    Ctrl-C, which leaves the results so far.
 
     Args:
         model: The .xml of an OpenVINO model, or an .onnx file.
@@ -109,31 +122,57 @@ def predict(
         precision: OpenVINO's inference precision; null leaves it to the device, which may compute in bfloat16.
         category: Of a model of several categories: the one whose thresholds hold; by default the common ones.
         pictures: Whether pictures are drawn.
+        strict: Whether the first image that cannot be read ends everything.
+        resume: Whether to go on where an earlier run into the same folder has ended; errors are tried again.
     """
     from rich.console import Console
     from rich.progress import track
 
-    from anomalib_inp.runtime.folder import labelled, plan, predict_folder
+    from anomalib_inp.files import first_few
+    from anomalib_inp.runtime import job as jobs
+    from anomalib_inp.runtime.folder import draw_gallery, labelled, predict_folder
     from anomalib_inp.runtime.model import ExportedModel, Performance
 
-    job, console = plan(images, output, pictures), Console()
+    job, console = jobs.plan(images, output, pictures, strict), Console()
     performance: Performance = "latency" if len(job.items) == 1 else "throughput"
     exported = ExportedModel(model, device, precision, performance, category=category)
-    results = track(predict_folder(exported, job), "Predicting", len(job.items), console=console)
-    if count := sum(item.anomalous is not None for item in job.items):
-        try:
-            from anomalib_inp.evaluation.predictions import measure
-            from anomalib_inp.evaluation.report import metrics_table
-        except ModuleNotFoundError as error:
-            console.print(f"No metrics: {_what_is_missing('they need', error)}", markup=False, soft_wrap=True)
-        else:
-            values, unmasked = measure(labelled(results, exported.metadata.crop_box), count)
-            if unmasked:
-                console.print(f"No pixel metrics: {unmasked} anomalous images have no mask.")
-            console.print(metrics_table({job.root.resolve().parent.name: values}))
-    deque(results, maxlen=0)
+    job.made_by = " ".join((exported.digest, str(category), str(precision)))
+    if resume:
+        jobs.resume(job, job.made_by)
+        console.print(f"{len(job.raw_scores)} images are done, {len(job.items)} are left.")
+    results = track(predict_folder(exported, job, strict), "Predicting", len(job.items), console=console)
+    status = 0
+    try:
+        if count := sum(item.anomalous is not None for item in job.items):
+            _print_metrics(labelled(results, exported.metadata.crop_box), count, job.root, console)
+        deque(results, maxlen=0)
+    except KeyboardInterrupt:
+        console.print(f"Stopped after {len(job.raw_scores)} images; --resume goes on.")
+        status = INTERRUPTED
+    finally:
+        draw_gallery(job)
     places = f"\nPictures: {output}\nGallery:  {job.sheet}" if pictures else ""
-    console.print(f"Scores:   {output / 'scores.csv'}{places}")
+    console.print(f"Scores:   {job.table}{places}", markup=False, soft_wrap=True)
+    if job.faults:
+        text = f"{len(job.faults)} images could not be predicted, as their rows say: {first_few(job.faults)}"
+        console.print(text, markup=False, soft_wrap=True)
+    if status or job.faults:
+        sys.exit(status or UNREADABLE)
+
+
+def _print_metrics(results: Iterable[Any], count: int, root: Path, console: "Console") -> None:
+    """Print the seven metrics of labelled images, as far as the packages for them are there."""
+    try:
+        from anomalib_inp.evaluation.predictions import measure
+        from anomalib_inp.evaluation.report import metrics_table
+    except ModuleNotFoundError as error:
+        console.print(f"No metrics: {_what_is_missing('they need', error)}", markup=False, soft_wrap=True)
+        return
+    values, unmasked = measure(results, count)
+    if unmasked:
+        console.print(f"No pixel metrics: {unmasked} anomalous images have no mask.")
+    if values:
+        console.print(metrics_table({root.resolve().parent.name: values}))
 
 
 def main() -> None:

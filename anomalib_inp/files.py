@@ -19,6 +19,9 @@ DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 VARIABLE = "ANOMALIB_INP_CACHE"
 """Environment variable that names another folder, for example on a larger disk."""
 
+PIECE = 2**20
+"""Bytes that are read at a time."""
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Suffixes of images, as torchvision lists them."""
 
@@ -68,8 +71,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def file_digest(path: Path) -> str:
     """Size and fingerprint of a file."""
-    content = path.read_bytes()
-    return f"{len(content)}-{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+        return f"{file.tell()}-{digest.hexdigest()}"
 
 
 def image_files(folder: Path) -> list[Path]:

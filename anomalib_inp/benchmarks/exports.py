@@ -19,7 +19,8 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from anomalib_inp.models.registry import load_model
-from anomalib_inp.runtime.folder import Item, find_images, labelled
+from anomalib_inp.runtime.folder import labelled
+from anomalib_inp.runtime.job import Item, find_images
 from anomalib_inp.runtime.model import ExportedModel, Predictions
 from anomalib_inp.runtime.predict import predict, read
 
@@ -230,7 +231,7 @@ def memory_now() -> float:
     """Memory of this process in MB; from here on its peak is counted anew. Linux only, nan elsewhere."""
     if not PROCESS.is_dir():
         return np.nan
-    (PROCESS / "clear_refs").write_text("5")
+    (PROCESS / "clear_refs").write_text("5", encoding="ascii")
     return _memory("VmRSS")
 
 
@@ -240,7 +241,7 @@ def memory_peak() -> float:
 
 
 def _memory(field: str) -> float:
-    lines = (PROCESS / "status").read_text().splitlines()
+    lines = (PROCESS / "status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
@@ -280,6 +281,6 @@ def report(costs: dict[Format, Cost], output: Path, console: Console) -> None:
         table.add_row(*row)
     console.width = max(console.width, 100)
     console.print(table)
-    with (output / "formats.csv").open("w", newline="") as file:
+    with (output / "formats.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     console.print(f"Exports and formats.csv: {output}")

@@ -159,7 +159,7 @@ class Benchmark:
                 folder.mkdir(parents=True, exist_ok=True)
                 if rank_zero_only.rank == 0:
                     with replacing(note) as temporary:
-                        temporary.write_text(json.dumps(description, indent=1) + "\n")
+                        temporary.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
                 train_and_test(*parts, folder)
         rows = _read(metrics)
         rows.pop(MEAN, None)
@@ -249,7 +249,7 @@ def _call(build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as fault:
         msg = f"{path} of a run that was begun is missing or broken. Choose another output, or remove {path.parent}."
         raise ValueError(msg) from fault

@@ -6,9 +6,11 @@
 import hashlib
 import mmap
 import os
+import tempfile
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import get_ident
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from anomalib_inp import __version__
-from anomalib_inp.files import cache_folder
+from anomalib_inp.files import VARIABLE, cache_folder
 from anomalib_inp.runtime.metadata import unreadable
 from anomalib_inp.runtime.resize import resize
 
@@ -122,7 +124,11 @@ class Openvino:
 
     def _compile(self, path: Path, device: str, settings: dict[str, Any]) -> Any:
         """Compile for a device that OpenVINO keeps a cache for."""
-        self._core.set_property({"CACHE_DIR": str(cache_folder("openvino"))})
+        folder = cache_folder("openvino")
+        with keeping(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()  # OpenVINO would stop, and not say why
+            self._core.set_property({"CACHE_DIR": str(folder)})
         # Read first: then the cache goes by what is in the file, which moving a threshold changes, not by its name.
         return self._core.compile_model(self._read(path), device, settings)
 
@@ -141,7 +147,7 @@ class Openvino:
             with suppress(RuntimeError):
                 return self._map(kept, settings)
         model = self._core.compile_model(self._read(path), "CPU", settings)
-        with suppress(OSError):  # no place for a cache is no reason to stop
+        with keeping(kept.parent):
             kept.parent.mkdir(parents=True, exist_ok=True)
             new = kept.with_suffix(f".{os.getpid()}-{get_ident()}")  # others may write the same one
             try:
@@ -189,6 +195,19 @@ class Openvino:
                         reader.replace_source_output(resized.output(0))
                     return self._openvino.Model(model.get_results(), [resized], model.get_name())
         return model
+
+
+@contextmanager
+def keeping(folder: Path) -> Iterator[None]:
+    """Keep something in a folder; where it takes no files, say so and go on without."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(
+            f"What was compiled cannot be kept in {folder}: {error.strerror}. The next start takes as long. "
+            f"{VARIABLE} in the environment names another folder.",
+            stacklevel=2,
+        )
 
 
 def check_shape(images: np.ndarray, shape: Sequence[Any]) -> None:

@@ -4,21 +4,22 @@
 """Predictions for a folder of images: scores and pictures, while memory stays the same however many there are."""
 
 import csv
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from anomalib_inp.files import IMAGE_SUFFIXES, first_few, image_files
 from anomalib_inp.frame import CropBox
-from anomalib_inp.images import image_fault, read_pixels
+from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.gallery import gallery
 from anomalib_inp.pictures.strip import draw_result, panel_image
+from anomalib_inp.runtime.job import COLUMNS, WRITTEN, Item, Job
 from anomalib_inp.runtime.model import ExportedModel, Prepared
 from anomalib_inp.runtime.predict import Prediction, interpret
 
@@ -30,118 +31,64 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Item(NamedTuple):
-    """An image to predict; label and mask are ``None`` where the folder does not tell them."""
+def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> Iterator[tuple[Item, Prediction]]:
+    """Predict images one after the other; rows of ``scores.csv`` and pictures are written meanwhile.
 
-    path: Path
-    anomalous: bool | None
-    mask: Path | None
+    Images are read ahead and pictures drawn behind, in threads beside the model. One that cannot be read gets a row
+    that says why, and is counted among the faults of the job.
 
-
-class Job(NamedTuple):
-    """Images, and where the results go.
-
-    Attributes:
-        items: The images.
-        root: Folder that their names begin below.
-        output: Folder for the results.
-        pictures: The picture of each image; none where pictures are not drawn.
-    """
-
-    items: list[Item]
-    root: Path
-    output: Path
-    pictures: dict[Item, Path]
-
-    @property
-    def sheet(self) -> Path:
-        """The gallery."""
-        return self.output / "gallery.png"
-
-
-def find_images(images: Path) -> list[Item]:
-    """List an image, or the images below a folder, with the labels and masks that MVTec AD's layout tells.
-
-    Raises:
-        FileNotFoundError: There is no such image, or no image in the folder.
-    """
-    if images.is_file():
-        return [Item(images, None, None)]
-    if not images.exists():
-        msg = f"There is no image or folder {images}."
-        raise FileNotFoundError(msg)
-    paths = image_files(images)
-    if not paths:
-        msg = f"Expected an image or a folder of images ({', '.join(IMAGE_SUFFIXES)}), found none in {images}."
-        raise FileNotFoundError(msg)
-    if not (images / "good").is_dir():
-        return [Item(path, None, None) for path in paths]
-    truth = images.parent / "ground_truth"
-    items = []
-    for path in paths:
-        kind = path.relative_to(images).parts[0]
-        mask = truth / kind / f"{path.stem}_mask.png"
-        items.append(Item(path, kind != "good", mask if mask.is_file() else None))
-    return items
-
-
-def plan(images: Path, output: Path, pictures: bool = True) -> Job:
-    """Look at all images before the first is predicted, and name their pictures.
-
-    Raises:
-        FileNotFoundError: No images.
-        ValueError: A file is no readable image, or a picture would replace an image or become one of the next run.
-    """
-    items = find_images(images)
-    if faults := [fault for item in items if (fault := image_fault(item.path))]:
-        msg = f"Files are no images that can be used: {first_few(faults)}. Replace, convert or remove them."
-        raise ValueError(msg)
-    root = images if images.is_dir() else images.parent
-    job = Job(items, root, output, {})
-    if not pictures:
-        return job
-    if images.is_dir() and output.resolve().is_relative_to(images.resolve()):
-        msg = f"The pictures would become images of the next run. Choose an output outside {images}."
-        raise ValueError(msg)
-    return job._replace(pictures=_name_pictures(job))
-
-
-def predict_folder(exported: ExportedModel, job: Job) -> Iterator[tuple[Item, Prediction]]:
-    """Predict images one after the other; ``scores.csv``, their pictures and the gallery are written meanwhile.
-
-    Images are read ahead and pictures drawn behind, in threads beside the model.
+    Args:
+        exported: The model.
+        job: The images.
+        strict: Whether an image that cannot be read ends everything.
 
     Yields:
         Each image with its prediction, in order.
 
     Raises:
-        ValueError: A file is no readable image; of those before it, everything is written.
+        ValueError: If strict: a file is no readable image; of those before it, everything is written.
     """
-    waiting: deque[tuple[Item, Image.Image | None]] = deque()
-    failed: list[ValueError] = []
+    waiting: deque[tuple[Item, Image.Image | ValueError | None]] = deque()
 
-    def read(item: Item) -> tuple[Item, Image.Image | None, Prepared]:
-        pixels = read_pixels(item.path)
-        return item, panel_image(pixels) if job.pictures else None, exported.prepare(pixels)
+    def read(item: Item) -> tuple[Item, Image.Image | None, Prepared | ValueError]:
+        try:
+            pixels = read_pixels(item.path)
+            if item.mask is not None:
+                check_mask(item.mask, pixels)
+            return item, panel_image(pixels) if job.pictures else None, exported.prepare(pixels)
+        except ValueError as error:
+            return item, None, error
 
     def batches() -> Iterator[Prepared]:
-        try:
-            for item, panel, batch in in_order(readers, read, job.items):
+        for item, panel, batch in in_order(readers, read, job.items):
+            if isinstance(batch, ValueError):
+                waiting.append((item, batch))
+                if strict:
+                    return
+            else:
                 waiting.append((item, panel))
                 yield batch
-        except ValueError as error:  # raised when the images before it are done
-            failed.append(error)
+
+    def faults() -> Iterator[ValueError]:
+        while waiting and isinstance(fault := waiting[0][1], ValueError):
+            item, _ = waiting.popleft()
+            job.faults.append(str(fault))
+            write(job.name(item), "", "", "", " ".join(str(fault).split()))
+            yield fault
 
     def results() -> Iterator[tuple[Item, Image.Image | None, Prediction]]:
-        table = csv.writer(file)
-        table.writerow(("image", "score", "raw_score", "anomalous"))
         for outputs in exported.stream(batches()):
+            deque(faults(), maxlen=0)  # of the images before this one
             item, panel = waiting.popleft()
             prediction = interpret(outputs, exported.metadata)
-            verdict = "" if prediction.label is None else int(prediction.label)
-            name = item.path.relative_to(job.root)
-            table.writerow((name, f"{prediction.score:.6f}", f"{prediction.raw_score:.6f}", verdict))
-            yield item, panel, prediction
+            name, verdict = job.name(item), "" if prediction.label is None else int(prediction.label)
+            job.raw_scores[name] = prediction.raw_score
+            write(name, f"{prediction.score:.6f}", f"{prediction.raw_score:.6f}", verdict, "")
+            yield item, panel, prediction  # type: ignore[misc]
+
+    def write(*row: object) -> None:
+        table.writerow(row)
+        file.flush()  # so that whole rows are there, whatever comes
 
     def draw(result: tuple[Item, Image.Image | None, Prediction]) -> tuple[Item, Prediction]:
         item, panel, prediction = result
@@ -150,16 +97,26 @@ def predict_folder(exported: ExportedModel, job: Job) -> Iterator[tuple[Item, Pr
         return item, prediction
 
     job.output.mkdir(parents=True, exist_ok=True)
+    going_on = bool(job.raw_scores)
+    job.note.write_text(json.dumps(job.made_by), encoding="utf-8")
     with (
-        (job.output / "scores.csv").open("w", newline="") as file,
+        job.table.open("a" if going_on else "w", **WRITTEN) as file,
         ThreadPoolExecutor(THREADS) as readers,
         ThreadPoolExecutor(THREADS) as painters,
     ):
+        table = csv.writer(file)
+        if not going_on:
+            write(*COLUMNS)
         yield from in_order(painters, draw, results())
-    if failed:
-        raise failed[0]
-    if job.pictures:
-        gallery([Image.open(picture) for picture in _choose(job)]).save(job.sheet)
+        last = list(faults())
+    if strict and last:
+        raise last[0]
+
+
+def draw_gallery(job: Job) -> None:
+    """Lay the most suspicious images out on one sheet: of every kind its own, the normal ones last."""
+    if chosen := list(_choose(job)):
+        gallery([Image.open(picture) for picture in chosen]).save(job.sheet)
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -173,10 +130,37 @@ def in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterab
         yield running.popleft().result()
 
 
-def read_truth(item: Item) -> np.ndarray | None:
-    """Read the mask of an image, bool ``(H, W)``; of a normal image, an empty one of any size; ``None`` if unknown."""
+def read_truth(mask: Path) -> np.ndarray:
+    """Read a mask, bool ``(H, W)``.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    try:
+        with Image.open(mask) as image:
+            return np.array(image.convert("L")) > 0
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        msg = f"{mask} is no readable mask: {error}"
+        raise ValueError(msg) from error
+
+
+def check_mask(mask: Path, pixels: np.ndarray) -> None:
+    """Compare a mask with its image ``(H, W, 3)``.
+
+    Raises:
+        ValueError: It cannot be read, or has another size.
+    """
+    truth = read_truth(mask)
+    if truth.shape != pixels.shape[:2]:
+        (rows, columns), (height, width) = truth.shape, pixels.shape[:2]
+        msg = f"The mask {mask} has {columns} x {rows} pixels, its image {width} x {height}."
+        raise ValueError(msg)
+
+
+def truth_of(item: Item) -> np.ndarray | None:
+    """Read where the defect is, bool ``(H, W)``; in a normal image nowhere, at any size; ``None`` if it is unknown."""
     if item.mask is not None:
-        return np.array(Image.open(item.mask).convert("L")) > 0
+        return read_truth(item.mask)
     return np.zeros((1, 1), dtype=bool) if item.anomalous is False else None
 
 
@@ -190,49 +174,41 @@ def labelled(
     """
     for item, prediction in results:
         if item.anomalous is not None:
-            truth = read_truth(item)
+            truth = truth_of(item)
             mask = None if truth is None else crop_box.cut(truth, prediction.raw_map.shape)
             yield prediction.raw_score, item.anomalous, prediction.raw_map, mask
 
 
 def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, crop_box: CropBox) -> None:
+    picture = job.pictures[str(item.path)]
     strip = draw_result(
         panel,
         prediction.shown_map,
         pred_mask=prediction.mask,
-        gt_mask=read_truth(item),
+        gt_mask=truth_of(item),
         crop_box=crop_box,
         score=prediction.score,
         anomalous=prediction.label,
         truth=item.anomalous,
-        name=item.path.relative_to(job.root).as_posix(),
+        name=job.name(item),
     )
-    job.pictures[item].parent.mkdir(parents=True, exist_ok=True)
-    strip.save(job.pictures[item])
-
-
-def _name_pictures(job: Job) -> dict[Item, Path]:
-    """Name a picture for every image; of images that differ in their suffix alone, all but one keep it."""
-    names: dict[Path, Item] = {}
-    for item in job.items:
-        relative = item.path.relative_to(job.root)
-        picture = job.output / relative.with_suffix(".png")
-        taken = picture == job.sheet or picture in names
-        names[job.output / f"{relative}.png" if taken else picture] = item
-    replaced = {item.path.resolve() for item in job.items} & {picture.resolve() for picture in (*names, job.sheet)}
-    if replaced:
-        msg = f"The pictures would replace images, {min(replaced)} for one. Choose an output outside {job.root}."
-        raise ValueError(msg)
-    return {item: picture for picture, item in names.items()}
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    strip.save(picture)
 
 
 def _choose(job: Job) -> Iterator[Path]:
-    """Choose anomalous images of different kinds first, then normal ones."""
-    by_kind: dict[str, list[Path]] = {}
-    for item, picture in job.pictures.items():
-        by_kind.setdefault("~" if item.anomalous is False else picture.parent.name, []).append(picture)
+    """Choose the images of the highest raw scores, of anomalous ones of different kinds first, then of normal ones."""
+    by_kind: dict[str, list[tuple[float, Path]]] = {}
+    labels = (job.root / "good").is_dir()
+    for path, picture in job.pictures.items():
+        name = Path(path).relative_to(job.root).as_posix()
+        if name in job.raw_scores and picture.is_file():
+            kind = name.partition("/")[0] if labels and "/" in name else ""
+            by_kind.setdefault("~" if kind == "good" else kind, []).append((-job.raw_scores[name], picture))
     kinds = sorted(by_kind)
-    for position in range(GALLERY_ROWS):
+    for pictures in by_kind.values():
+        pictures.sort()
+    for position in range(GALLERY_ROWS if kinds else 0):
         kind = kinds[position % len(kinds)]
         if position // len(kinds) < len(by_kind[kind]):
-            yield by_kind[kind][position // len(kinds)]
+            yield by_kind[kind][position // len(kinds)][1]

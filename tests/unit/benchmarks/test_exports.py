@@ -15,7 +15,7 @@ from anomalib_inp import InpFormer
 from anomalib_inp.benchmarks import exports
 from anomalib_inp.benchmarks.exports import COLUMNS, Format, benchmark_export, cost_of, memory_now, memory_peak
 from anomalib_inp.data.sample import write_sample_data
-from anomalib_inp.runtime.folder import find_images
+from anomalib_inp.runtime.job import find_images
 
 
 @pytest.fixture(scope="module")

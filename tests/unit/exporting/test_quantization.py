@@ -18,7 +18,7 @@ from anomalib_inp.data.sample import write_sample_data
 from anomalib_inp.evaluation.metrics import AUROC
 from anomalib_inp.exporting import quantization
 from anomalib_inp.runtime import edit
-from anomalib_inp.runtime.folder import find_images
+from anomalib_inp.runtime.job import find_images
 from anomalib_inp.runtime.metadata import read_metadata
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.runtime.predict import predict, read

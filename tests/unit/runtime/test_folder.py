@@ -4,6 +4,9 @@
 import copy
 import csv
 import io
+import os
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +28,8 @@ from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.images import as_batch
 from anomalib_inp.pictures.strip import draw_result
 from anomalib_inp.runtime import folder
-from anomalib_inp.runtime.folder import THREADS, Item, Job, find_images, plan, predict_folder
+from anomalib_inp.runtime.folder import THREADS, draw_gallery, predict_folder
+from anomalib_inp.runtime.job import Item, Job, find_images, plan, resume
 from anomalib_inp.runtime.metadata import Metadata, read_metadata
 from anomalib_inp.runtime.model import ExportedModel, Predictions, Prepared
 from anomalib_inp.runtime.predict import predict
@@ -88,6 +92,8 @@ def in_torch(own_model: InpFormer, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A path that stands for an export of the model, run by PyTorch: the same numbers without compiling a graph."""
 
     class InTorch:
+        digest = "of torch"
+
         def __init__(self, *_: object, category: str | None = None) -> None:
             assert category is None
             self.metadata = metadata_of(own_model)
@@ -139,7 +145,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def table(output: Path) -> list[dict[str, str]]:
-    with (output / "scores.csv").open(newline="") as file:
+    with (output / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
 
 
@@ -162,7 +168,7 @@ def test_a_test_folder_gives_scores_pictures_and_metrics(
     output = tmp_path / "results"
     predict_images(exported, test_folder, output)
 
-    assert files_below(output) == {*NAMES, "scores.csv", "gallery.png"}
+    assert files_below(output) == {*NAMES, "scores.csv", "run.json", "gallery.png"}
     network, metadata = ExportedModel(exported), read_metadata(exported)
     rows = table(output)
     assert [row["image"] for row in rows] == sorted(NAMES)
@@ -223,14 +229,21 @@ def test_a_plain_folder_gives_no_metrics(in_torch: Path, tmp_path: Path, capsys:
         (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
         path.rename(tmp_path / "images" / name)
     predict_images(in_torch, tmp_path / "images", tmp_path / "results")
-    assert files_below(tmp_path / "results") == {"a.png", "below/b.png", "below/c.png", "scores.csv", "gallery.png"}
+    assert files_below(tmp_path / "results") == {
+        "a.png",
+        "below/b.png",
+        "below/c.png",
+        "scores.csv",
+        "run.json",
+        "gallery.png",
+    }
     assert [row["image"] for row in table(tmp_path / "results")] == ["a.png", "below/b.jpg", "below/c.BMP"]
     assert "AUROC" not in capsys.readouterr().out
 
 
 def test_a_single_image(test_folder: Path, in_torch: Path, tmp_path: Path) -> None:
     predict_images(in_torch, test_folder / "dent/001.png", tmp_path / "results")
-    assert files_below(tmp_path / "results") == {"001.png", "scores.csv", "gallery.png"}
+    assert files_below(tmp_path / "results") == {"001.png", "scores.csv", "run.json", "gallery.png"}
     assert [row["image"] for row in table(tmp_path / "results")] == ["001.png"]
 
 
@@ -238,7 +251,14 @@ def test_images_of_one_name_keep_a_picture_each(in_torch: Path, tmp_path: Path) 
     for index, name in enumerate(("a.jpg", "a.png", "gallery.bmp")):
         write(tmp_path / "images" / name, photograph(index))
     predict_images(in_torch, tmp_path / "images", tmp_path / "results")
-    assert files_below(tmp_path / "results") == {"a.png", "a.png.png", "gallery.bmp.png", "scores.csv", "gallery.png"}
+    assert files_below(tmp_path / "results") == {
+        "a.png",
+        "a.png.png",
+        "gallery.bmp.png",
+        "scores.csv",
+        "run.json",
+        "gallery.png",
+    }
     assert len({(tmp_path / "results" / name).read_bytes() for name in ("a.png", "a.png.png", "gallery.png")}) == 3
 
 
@@ -300,7 +320,7 @@ def test_without_pictures(test_folder: Path, in_torch: Path, tmp_path: Path, cap
     predict_images(in_torch, test_folder, tmp_path / "with")
     capsys.readouterr()
     predict_images(in_torch, test_folder, tmp_path / "without", pictures=False)
-    assert files_below(tmp_path / "without") == {"scores.csv"}
+    assert files_below(tmp_path / "without") == {"scores.csv", "run.json"}
     assert (tmp_path / "without/scores.csv").read_bytes() == (tmp_path / "with/scores.csv").read_bytes()
     printed = capsys.readouterr().out
     assert "AUROC" in printed
@@ -358,10 +378,11 @@ def test_images_are_read_as_results_are_used(brightness_folder: Path, tmp_path: 
 def test_what_comes_before_a_broken_image_is_written(brightness_folder: Path, tmp_path: Path) -> None:
     truncated(write(brightness_folder / "024.png", photograph(0)))
     with pytest.raises(ValueError, match=r"024\.png is no readable image"):
-        list(predict_folder(Brightness(), plan(brightness_folder, tmp_path / "results")))
+        list(predict_folder(Brightness(), plan(brightness_folder, tmp_path / "results"), strict=True))
     before = [f"{index:03}" for index in range(24)]
-    assert [Path(row["image"]).stem for row in table(tmp_path / "results")] == before
-    assert files_below(tmp_path / "results") == {"scores.csv", *(f"{name}.png" for name in before)}
+    assert [Path(row["image"]).stem for row in table(tmp_path / "results")] == [*before, "024"]
+    assert "is no readable image" in table(tmp_path / "results")[-1]["error"]
+    assert files_below(tmp_path / "results") == {"scores.csv", "run.json", *(f"{name}.png" for name in before)}
 
 
 @pytest.mark.parametrize("pictures", [False, True])
@@ -370,7 +391,7 @@ def test_memory_stays_the_same_however_many_images(brightness_folder: Path, tmp_
 
     def peak(count: int) -> int:
         items = [Item(item.path, None, None)] * count
-        drawn = {item: tmp_path / "results/000.png"} if pictures else {}
+        drawn = {str(item.path): tmp_path / "results/000.png"} if pictures else {}
         tracemalloc.start()
         for _ in predict_folder(Brightness(), Job(items, brightness_folder, tmp_path / "results", drawn)):
             pass
@@ -424,12 +445,147 @@ def with_broken_chunk(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncated, with_broken_chunk, lambda path: path.write_bytes(b"")])
-def test_an_image_that_cannot_be_read_is_named(
-    damage: Callable[[Path], object], test_folder: Path, in_torch: Path, tmp_path: Path
+def test_an_image_that_cannot_be_read_is_named_and_the_others_go_on(
+    damage: Callable[[Path], object],
+    test_folder: Path,
+    in_torch: Path,
+    tmp_path: Path,
+    measured: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    predict_images(in_torch, test_folder, tmp_path / "whole")
     damage(test_folder / "dent/001.png")
     with pytest.raises(ValueError, match=r"test/dent/001\.png( is no readable image: | \()"):
+        predict_images(in_torch, test_folder, tmp_path / "strict", strict=True)
+    with pytest.raises(SystemExit) as ended:
         predict_images(in_torch, test_folder, tmp_path / "results")
+    assert ended.value.code == 3
+    for row, other in zip(table(tmp_path / "results"), table(tmp_path / "whole"), strict=True):
+        assert row["image"] == other["image"]
+        if row["image"] == "dent/001.png":
+            assert "001.png is no readable image: " in row["error"]
+            assert (row["score"], row["raw_score"], row["anomalous"]) == ("", "", "")
+        else:
+            assert row == other
+            assert not row["error"]
+    assert files_below(tmp_path / "results") == files_below(tmp_path / "whole") - {"dent/001.png"}
+    assert len(measured[-1]["scores"]) == len(NAMES) - 1
+    assert "1 images could not be predicted" in capsys.readouterr().out
+
+
+def test_faults_at_both_ends_and_in_a_row_keep_the_order(brightness_folder: Path, tmp_path: Path) -> None:
+    broken = [0, 1, 7, 8, 9, 38, 39]
+    paths = sorted(brightness_folder.iterdir())
+    for index in broken:
+        truncated(paths[index])
+    job = plan(brightness_folder, tmp_path / "results")
+    results = list(predict_folder(Brightness(), job))
+    rows = table(tmp_path / "results")
+    assert [row["image"] for row in rows] == [path.name for path in paths]
+    assert [index for index, row in enumerate(rows) if row["error"]] == broken
+    assert len(results) == len(paths) - len(broken)
+    assert len(job.faults) == len(broken)
+
+
+def test_nothing_that_can_be_read(brightness_folder: Path, tmp_path: Path, in_torch: Path) -> None:
+    for path in brightness_folder.iterdir():
+        truncated(path)
+    with pytest.raises(SystemExit) as ended:
+        predict_images(in_torch, brightness_folder, tmp_path / "results")
+    assert ended.value.code == 3
+    assert all(row["error"] for row in table(tmp_path / "results"))
+
+
+def test_links_that_lead_nowhere_and_masks_that_do_not_fit_are_errors(
+    test_folder: Path, in_torch: Path, tmp_path: Path
+) -> None:
+    (test_folder / "dent/009.png").symlink_to(tmp_path / "nowhere.png")
+    write(test_folder.parent / "ground_truth/dent/001_mask.png", np.zeros((80, 60), np.uint8))
+    truncated(test_folder.parent / "ground_truth/dent/002_mask.png")
+    with pytest.raises(SystemExit):
+        predict_images(in_torch, test_folder, tmp_path / "results")
+    errors = {row["image"]: row["error"] for row in table(tmp_path / "results") if row["error"]}
+    assert "No such file" in errors["dent/009.png"]
+    assert errors["dent/001.png"].endswith("001_mask.png has 60 x 80 pixels, its image 80 x 60.")
+    assert "002_mask.png is no readable mask" in errors["dent/002.png"]
+    assert len(errors) == 3
+
+
+# --- stopped and gone on with ----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_leaves_what_was_done_and_resuming_does_the_rest(
+    test_folder: Path, in_torch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    predict_images(in_torch, test_folder, tmp_path / "whole")
+    read, seen = folder.read_pixels, []
+
+    def interrupted(path: Path) -> np.ndarray:
+        if path.name == "001.png" and path.parent.name == "good" and not seen:
+            seen.append(path)
+            raise KeyboardInterrupt
+        return read(path)
+
+    monkeypatch.setattr(folder, "read_pixels", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        predict_images(in_torch, test_folder, tmp_path / "results")
+    assert ended.value.code == 130
+    done = [row["image"] for row in table(tmp_path / "results")]
+    assert done == sorted(NAMES)[: len(done)]
+    assert {*done} <= files_below(tmp_path / "results")
+    assert "--resume goes on" in capsys.readouterr().out
+    predict_images(in_torch, test_folder, tmp_path / "results", resume=True)
+    assert f"{len(done)} images are done, {len(NAMES) - len(done)} are left." in capsys.readouterr().out
+    assert table(tmp_path / "results") == table(tmp_path / "whole")
+    for name in ("gallery.png", *NAMES):
+        assert (tmp_path / "results" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_half_a_row_errors_and_rows_without_picture_are_done_again(
+    test_folder: Path, in_torch: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "results"
+    predict_images(in_torch, test_folder, output)
+    expected = table(output)
+    rows = (output / "scores.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (output / "scores.csv").write_text(
+        "".join([*rows[:4], "good/000.png,,,,could not be read\n", rows[5][:9]]), encoding="utf-8", newline=""
+    )
+    (output / "dent/001.png").unlink()
+    predict_images(in_torch, test_folder, output, resume=True)
+    assert sorted(table(output), key=lambda row: row["image"]) == expected
+    assert (output / "dent/001.png").is_file()
+    before = (output / "scores.csv").read_bytes()
+    predict_images(in_torch, test_folder, output, resume=True)  # nothing is left
+    assert (output / "scores.csv").read_bytes() == before
+
+
+def test_results_of_another_model_are_not_gone_on_with(test_folder: Path, tmp_path: Path) -> None:
+    job = plan(test_folder, tmp_path / "results")
+    job.made_by = "one"
+    list(predict_folder(Brightness(), job))
+    with pytest.raises(ValueError, match="holds results of another model, category or precision"):
+        resume(plan(test_folder, tmp_path / "results"), "another")
+    resume(again := plan(test_folder, tmp_path / "results"), "one")
+    assert not again.items
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_and_tables_in_any_language_and_locale(exported: Path, tmp_path: Path) -> None:
+    names = [b"gr\xc3\xbcn [red].png", "部品 #1.png".encode(), b"caf\xe9.png", b'a,"b"\n.png']
+    for index, name in enumerate(names):
+        content = io.BytesIO()
+        Image.fromarray(photograph(index)).save(content, "PNG")
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Path(os.fsdecode(os.fsencode(tmp_path / "images") + b"/" + name)).write_bytes(content.getvalue())
+    command = [sys.executable, "-m", "anomalib_inp.cli", "predict", str(exported), str(tmp_path / "images")]
+    plain = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([*command, "--output", str(tmp_path / "results")], env=plain, check=True, capture_output=True)
+    found = [os.fsencode(row["image"]) for row in table(tmp_path / "results")]
+    assert sorted(found) == sorted(names)
+    again = [*command, "--output", str(tmp_path / "results"), "--resume", "true"]
+    printed = subprocess.run(again, env=plain, check=True, capture_output=True).stdout
+    assert b"4 images are done, 0 are left." in printed
 
 
 def test_a_folder_without_images(in_torch: Path, tmp_path: Path) -> None:
@@ -446,7 +602,7 @@ def test_a_folder_without_images(in_torch: Path, tmp_path: Path) -> None:
 def test_values_of_unknown_range_are_refused_before_the_first_prediction(in_torch: Path, tmp_path: Path) -> None:
     write(tmp_path / "images/deep.tif", np.full((64, 64), 40000, np.float32))
     with pytest.raises(ValueError, match=r"deep\.tif \(mode F; expected 8 bits per channel"):
-        predict_images(in_torch, tmp_path / "images", tmp_path / "results")
+        predict_images(in_torch, tmp_path / "images", tmp_path / "results", strict=True)
     assert not (tmp_path / "results").exists()
 
 
@@ -460,6 +616,76 @@ def test_images_of_16_bits_are_those_of_8(exported: Path, tmp_path: Path) -> Non
     drawn = [np.asarray(Image.open(tmp_path / f"results/{name}.png"), int) for name in ("a8", "b16")]
     left = [picture[40:, :200] for picture in drawn]  # the image, below the names
     assert np.abs(left[0] - left[1]).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["001.png", "001_mask.PNG", "001.bmp"])
+def test_masks_of_every_accepted_name_are_found(test_folder: Path, name: str) -> None:
+    masks = test_folder.parent / "ground_truth/dent"
+    (masks / "001_mask.png").rename(masks / name)
+    found = {item.path.name: item.mask for item in find_images(test_folder) if item.anomalous}
+    assert found["001.png"] == masks / name
+
+
+def test_a_folder_may_be_given_by_any_path(test_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [(item.path.name, item.anomalous, item.mask) for item in find_images(test_folder)]
+    (tmp_path / "link").symlink_to(test_folder, target_is_directory=True)
+    (tmp_path / "place/test").mkdir(parents=True)
+    for part in ("test", "ground_truth"):
+        if part == "test":
+            (tmp_path / "place/test").rmdir()
+        (tmp_path / "place" / part).symlink_to(test_folder.parent / part, target_is_directory=True)
+    monkeypatch.chdir(test_folder)
+    for path in (Path(), Path("../test"), tmp_path / "link", tmp_path / "place/test"):
+        found = find_images(path)
+        assert [(item.path.name, item.anomalous) for item in found] == [row[:2] for row in expected]
+        assert [item.mask and item.mask.name for item in found] == [mask and mask.name for *_, mask in expected]
+        assert all(item.mask is None or item.mask.is_file() for item in found)
+
+
+def test_a_stray_picture_is_of_no_kind(test_folder: Path) -> None:
+    write(test_folder / "overview.png", photograph(9))
+    write(test_folder / ".ipynb_checkpoints/000.png", photograph(9))
+    found = {item.path.relative_to(test_folder).as_posix(): item for item in find_images(test_folder)}
+    assert found.keys() == {*NAMES, "overview.png"}
+    assert (found["overview.png"].anomalous, found["overview.png"].mask) == (None, None)
+
+
+def test_linked_folders_are_entered(test_folder: Path, in_torch: Path, tmp_path: Path) -> None:
+    """18 images, 6 of them in a linked folder that leads back."""
+    store = tmp_path / "store"
+    for index in range(6):
+        write(store / f"{index}.png", photograph(index))
+        write(tmp_path / f"images/a/{index}.png", photograph(index))
+        write(tmp_path / f"images/b/{index}.png", photograph(index))
+    (tmp_path / "images/c").symlink_to(store, target_is_directory=True)
+    (store / "back").symlink_to(tmp_path / "images", target_is_directory=True)
+    predict_images(in_torch, tmp_path / "images", tmp_path / "results")
+    assert len(table(tmp_path / "results")) == 18
+    assert len([name for name in files_below(tmp_path / "results") if name.endswith(".png")]) == 19
+
+
+def test_the_gallery_shows_the_highest_raw_scores_first(
+    brightness_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    def sheet(pictures: list[Image.Image]) -> Image.Image:
+        shown.extend(Path(picture.filename).stem for picture in pictures)
+        return pictures[0]
+
+    monkeypatch.setattr(folder, "gallery", sheet)
+    job = plan(brightness_folder, tmp_path / "results")
+    list(predict_folder(Brightness(), job))
+    draw_gallery(job)
+    assert shown == ["039", "038", "037", "036", "035", "034"]
+    # of a test folder, the highest of every kind, the normal ones last
+    shown.clear()
+    for index, name in enumerate(("good/0", "good/1", "b/2", "b/3", "a/4", "a/5")):
+        write(tmp_path / f"test/{name}.png", np.full((20, 30), 40 * index, np.uint8))
+    job = plan(tmp_path / "test", tmp_path / "kinds")
+    list(predict_folder(Brightness(), job))
+    draw_gallery(job)
+    assert shown == ["5", "3", "1", "4", "2", "0"]
 
 
 def test_labels_and_masks_are_those_of_the_layout(test_folder: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 import openvino
 import pytest
+from small_disk import small_disk
 
 import anomalib_inp
 from anomalib_inp.files import VARIABLE
@@ -190,3 +192,17 @@ def test_an_export_for_one_size_says_which(make: Callable[[Path], Path], tmp_pat
     message = rf"a batch of {batch} x 3 x 40 x 50 \(images, channels, height, width\), got 1 x 3 x 50 x 60\. Resize"
     with pytest.raises(ValueError, match=message):
         model(COLOURS)
+
+
+@pytest.mark.parametrize("place", ["file", "full"])
+def test_a_cache_that_takes_no_files_is_done_without(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / place))
+    expected = ExportedModel(WRITTEN / "model.onnx")(COLOURS)
+    with small_disk(1000) if place == "full" else nullcontext():
+        with pytest.warns(UserWarning, match=rf"cannot be kept in .*{place}/openvino: .*{VARIABLE} in the environment"):
+            model = ExportedModel(WRITTEN / "model.xml")
+        same(model(COLOURS), expected, atol=1e-5)
+    assert not [path for path in (tmp_path / place).rglob("*") if path.is_file()]

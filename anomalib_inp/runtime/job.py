@@ -1,0 +1,175 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A folder of images that is to be predicted: what is in it, what is known of it, and where the results go."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from anomalib_inp.files import IMAGE_SUFFIXES, first_few, image_files, masks_of, replacing
+from anomalib_inp.images import image_fault
+from anomalib_inp.pictures.names import picture_names
+
+COLUMNS = ("image", "score", "raw_score", "anomalous", "error")
+GALLERY = Path("gallery.png")
+WRITTEN: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+"""How tables are opened: the name of a file may be no text."""
+
+
+class Item(NamedTuple):
+    """An image to predict; label and mask are ``None`` where the folder does not tell them."""
+
+    path: Path
+    anomalous: bool | None
+    mask: Path | None
+
+
+@dataclass
+class Job:
+    """Images, and where the results go.
+
+    Attributes:
+        items: The images that are still to be predicted.
+        root: Folder that their names begin below.
+        output: Folder for the results.
+        pictures: The picture of each image, by its path; none where pictures are not drawn.
+        raw_scores: What is known of the images so far, by name: raw scores.
+        faults: What is wrong with images that cannot be predicted.
+        made_by: What the scores depend on besides the images.
+    """
+
+    items: list[Item]
+    root: Path
+    output: Path
+    pictures: dict[str, Path] = field(default_factory=dict)
+    raw_scores: dict[str, float] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    made_by: str = ""
+
+    @property
+    def table(self) -> Path:
+        """The scores."""
+        return self.output / "scores.csv"
+
+    @property
+    def note(self) -> Path:
+        """What the scores were made by."""
+        return self.output / "run.json"
+
+    @property
+    def sheet(self) -> Path:
+        """The gallery."""
+        return self.output / GALLERY
+
+    def name(self, item: Item) -> str:
+        """What an image is called in the table and on its picture."""
+        return item.path.relative_to(self.root).as_posix()
+
+
+def find_images(images: Path) -> list[Item]:
+    """List an image, or the images below a folder, with the labels and masks that MVTec AD's layout tells.
+
+    An image beside the folders of the kinds is of no kind: nothing is known of it.
+
+    Raises:
+        FileNotFoundError: There is no such image, or no image in the folder.
+    """
+    if images.is_file():
+        return [Item(images, None, None)]
+    if not images.exists():
+        msg = f"There is no image or folder {images}."
+        raise FileNotFoundError(msg)
+    paths = image_files(images)
+    if not paths:
+        msg = f"Expected an image or a folder of images ({', '.join(IMAGE_SUFFIXES)}), found none in {images}."
+        raise FileNotFoundError(msg)
+    if not (images / "good").is_dir():
+        return [Item(path, None, None) for path in paths]
+    # A link to a test folder may lie beside other masks than the folder itself.
+    truths = (place.parent / "ground_truth" for place in (images.absolute(), images.resolve()))
+    truth = next((place for place in truths if place.is_dir()), None)
+    masks: dict[Path, dict[str, Path]] = {}
+    items = []
+    for path in paths:
+        below = path.relative_to(images)
+        anomalous = below.parts[0] != "good" if len(below.parts) > 1 else None
+        if truth is not None and anomalous and below.parent not in masks:
+            masks[below.parent] = masks_of(truth / below.parent)
+        items.append(Item(path, anomalous, masks.get(below.parent, {}).get(path.stem) if anomalous else None))
+    return items
+
+
+def plan(images: Path, output: Path, pictures: bool = True, strict: bool = False) -> Job:
+    """Look for the images, and name their pictures, before the first is predicted.
+
+    Args:
+        images: An image, or a folder of images.
+        output: Folder for the results.
+        pictures: Whether pictures are drawn.
+        strict: Whether the headers of all images must be readable.
+
+    Raises:
+        FileNotFoundError: No images.
+        ValueError: A picture would replace an image or become one of the next run; or, if strict, a file is no image.
+    """
+    items = find_images(images)
+    if strict and (faults := [fault for item in items if (fault := image_fault(item.path))]):
+        msg = f"Files are no images that can be used: {first_few(faults)}. Replace, convert or remove them."
+        raise ValueError(msg)
+    root = images if images.is_dir() else images.parent
+    job = Job(items, root, output)
+    if pictures:
+        _name_pictures(job, images)
+    return job
+
+
+def resume(job: Job, made_by: str) -> None:
+    """Leave out the images of a job that an earlier run has predicted, and keep their rows.
+
+    Args:
+        job: The job.
+        made_by: What the scores depend on besides the images.
+
+    Raises:
+        ValueError: The rows that are there were made by something else.
+    """
+    job.made_by = made_by
+    if not job.table.exists():
+        return
+    if not job.note.exists() or json.loads(job.note.read_text(encoding="utf-8")) != made_by:
+        msg = f"{job.output} holds results of another model, category or precision. Choose another output."
+        raise ValueError(msg)
+    rows = list(_whole_rows(job.table))  # a kill may have left half a row, and rows without their pictures
+    undrawn = {job.name(item) for item in job.items if job.pictures and not job.pictures[str(item.path)].is_file()}
+    rows = [row for row in rows if row[0] not in undrawn]
+    job.raw_scores = {row[0]: float(row[2]) for row in rows}
+    job.items = [item for item in job.items if job.name(item) not in job.raw_scores]
+    with replacing(job.table) as temporary, temporary.open("w", **WRITTEN) as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+
+
+def _whole_rows(table: Path) -> Iterator[list[str]]:
+    text = table.read_bytes().decode("utf-8", "surrogateescape")
+    whole, end, _ = text.rpartition("\n")
+    for name, *values in csv.reader(io.StringIO(whole + end, newline="")):
+        if len(values) == len(COLUMNS) - 1 and not values[-1]:
+            # The names of files are in the system's encoding, which need not be that of the table.
+            yield [os.fsdecode(name.encode("utf-8", "surrogateescape")), *values]
+
+
+def _name_pictures(job: Job, images: Path) -> None:
+    if images.is_dir() and job.output.resolve().is_relative_to(images.resolve()):
+        msg = f"The pictures would become images of the next run. Choose an output outside {images}."
+        raise ValueError(msg)
+    names = picture_names([item.path for item in job.items], job.root, [GALLERY])
+    job.pictures = {path: job.output / name for path, name in names.items()}
+    written = {path.resolve() for path in (*job.pictures.values(), job.sheet)}
+    if replaced := written & {item.path.resolve() for item in job.items}:
+        msg = f"The pictures would replace images, {min(replaced)} for one. Choose an output outside {job.root}."
+        raise ValueError(msg)
