@@ -3,12 +3,16 @@
 
 """The command ``anomalib-inp``: what anomalib's own command has no place for."""
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from anomalib_inp import __version__, front
+from anomalib_inp.errors import PACKAGE, TRACEBACK
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +21,7 @@ COMMANDS = {
     "benchmark": "anomalib_inp.benchmarks.command:benchmark",
     "benchmark-export": "anomalib_inp.benchmarks.exports:benchmark_export",
     "sample-data": "anomalib_inp.cli:sample_data",
+    "configs": "anomalib_inp.cli:configs",
     "convert": "anomalib_inp.cli:convert",
     "map": "anomalib_inp.cli:choose_map",
     "predict": "anomalib_inp.cli:predict",
@@ -25,6 +30,8 @@ COMMANDS = {
 """Where each command is: a function with its signature and its help, in a module that imports no PyTorch by itself."""
 
 
+DESCRIPTION = f"""What anomalib's own command has no place for; and a front of it: {", ".join(front.FORWARDED)} take the
+same arguments as there, say in one message what is wrong, and print a line for an epoch."""
 UNREADABLE, INTERRUPTED = 3, 130
 """Exit codes: images could not be read; the user has stopped the command."""
 
@@ -39,6 +46,26 @@ def sample_data(folder: Path, seed: int = 0) -> None:
     from anomalib_inp.data.sample import CATEGORIES, write_sample_data
 
     print(f"Sample data with the categories {', '.join(CATEGORIES)}: {write_sample_data(folder, seed=seed)}")
+
+
+def configs(folder: Path) -> None:
+    """Write the configuration files that the documentation calls configs/...: "anomalib-inp configs configs".
+
+    Args:
+        folder: Where to; files of the same names there are left as they are.
+    """
+    import shutil
+
+    # In a wheel they lie in the package, in a checkout beside it.
+    source = next(place / "configs" for place in (PACKAGE, PACKAGE.parent) if (place / "configs").is_dir())
+    for path in sorted(source.rglob("*.yaml")):
+        target = folder / path.relative_to(source)
+        if target.exists():
+            print(f"{target} is there already, and left as it is")
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        print(target)
 
 
 def convert(published: Path, checkpoint: Path) -> None:
@@ -180,10 +207,16 @@ def main() -> None:
     from jsonargparse import auto_cli
 
     try:
-        auto_cli({name: find_command(name) for name in COMMANDS}, prog="anomalib-inp", description=__doc__)
+        if set(sys.argv[1:2]) & set(front.FORWARDED):
+            front.run(sys.argv[1:])
+        else:
+            commands: Any = {name: find_command(name) for name in COMMANDS}
+            auto_cli(commands, prog="anomalib-inp", description=DESCRIPTION, version=__version__)
     except ModuleNotFoundError as error:
         sys.exit(f"anomalib-inp: {_what_is_missing(f'{sys.argv[1]} needs', error)}")
     except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
         sys.exit(f"anomalib-inp: {error}")
 
 

@@ -155,7 +155,8 @@ def benchmark_export(
             try:
                 costs[entry] = process.submit(cost_of, entry, items, runs, threads).result()
             except Exception as error:  # a device that cannot run a format is a result too
-                console.print(f"{entry.name} on {entry.device} does not run: {type(error).__name__}: {error}")
+                text = f"{entry.name} on {entry.device} does not run: {type(error).__name__}: {error}"
+                console.print(text, markup=False)
     report(costs, output, console)
 
 
@@ -283,4 +284,4 @@ def report(costs: dict[Format, Cost], output: Path, console: Console) -> None:
     console.print(table)
     with (output / "formats.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
-    console.print(f"Exports and formats.csv: {output}")
+    console.print(f"Exports and formats.csv: {output}", markup=False)

@@ -21,8 +21,8 @@ def check_layout(datamodule: LightningDataModule | None) -> None:
 
     Raises:
         DataError: In the layout of MVTec AD, a file is in no place of an image, a mask has no image or an image has no
-            mask, or all images are of a format that is not read; in folders of any name, there are more images than
-            masks or the reverse, or hidden files.
+            mask, or all images are of a format that is not read; of folders of any name, one is not there, has hidden
+            files, or there are more images than masks or the reverse.
     """
     if isinstance(datamodule, Folder):
         _check_folders(datamodule)
@@ -107,6 +107,9 @@ def _check_folders(datamodule: Folder) -> None:
         paths: list[Path] = []
         for name in several:
             folder = Path(datamodule.root or ".", name)
+            if not folder.is_dir():
+                msg = f"There is no folder {folder}. Check root and the names of the folders below it."
+                raise DataError(msg)
             read = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()]
             hidden = [path for path in read if any(part.startswith(".") for part in path.relative_to(folder).parts)]
             if hidden:

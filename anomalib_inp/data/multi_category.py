@@ -20,6 +20,7 @@ from anomalib_inp.data.file_checks import DataError, is_repeatable
 from anomalib_inp.data.joined import JoinedDataset
 from anomalib_inp.data.modules import build_modules, chosen_modules, for_all, prepare, set_up
 from anomalib_inp.data.source import Source, given_sources
+from anomalib_inp.errors import end_with_messages
 from anomalib_inp.files import first_few
 from anomalib_inp.preprocessing import InpPreProcessor
 
@@ -91,6 +92,7 @@ class MultiCategory(AnomalibDataModule):
         val_split_ratio: float | None = None,
         seed: int = 0,
     ) -> None:
+        end_with_messages()
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,

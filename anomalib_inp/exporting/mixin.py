@@ -3,7 +3,10 @@
 
 """anomalib's export methods, for models whose exports must score an image as the model does."""
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,20 @@ if TYPE_CHECKING:
     from anomalib.models.components.base.export_mixin import ExportMixin
 else:  # a model brings it along; importing anomalib.models from here would import our models, which need this module
     ExportMixin = object
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keep loggers from saying anything but errors: of a graph, they name every constant that they fold."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class InpExport(ExportMixin):
@@ -47,7 +64,8 @@ class InpExport(ExportMixin):
         metadata = convert.metadata_of(self)
         self._say_what_is_exported(metadata)
         options = {"opset_version": convert.OPSET, "external_data": False, "verbose": False, **kwargs}
-        path = super().to_onnx(export_root, model_file_name, *args, **options)
+        with _quiet("onnxscript", "onnx_ir", "torch.onnx"):
+            path = super().to_onnx(export_root, model_file_name, *args, **options)
         convert.annotate_onnx(path, metadata)
         return path
 

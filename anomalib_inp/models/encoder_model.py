@@ -3,6 +3,7 @@
 
 """What all models on the frozen encoder have in common."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,6 +34,7 @@ from anomalib_inp.checkpoints.writing import CheckpointWriter
 from anomalib_inp.data.layout import check_layout
 from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.encoder.weights import build_encoder
+from anomalib_inp.errors import end_with_messages
 from anomalib_inp.evaluation.evaluator import PaperEvaluator
 from anomalib_inp.exporting.mixin import InpExport
 from anomalib_inp.frame import as_pair, resolve_sizes
@@ -113,6 +115,7 @@ class EncoderModel(InpExport, _Module):
             ValueError: An argument does not fit the encoder; the message says which and what would.
             FileNotFoundError: The encoder's weights are unavailable; the message names the ways to get them.
         """
+        end_with_messages()
         objective = self.build_objective()
         shown = map or self.maps[0]
         if shown not in self.maps:
@@ -224,6 +227,10 @@ class EncoderModel(InpExport, _Module):
         if found := find_encoder(checkpoint, checkpoint_path):
             kwargs.setdefault("encoder_weights", found)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def on_fit_start(self) -> None:
+        """Leave unsaid what Lightning says of a frozen encoder: it is meant to be in its evaluation mode."""
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which model and encoder the weights are of, and which map the thresholds."""

@@ -38,6 +38,7 @@ def draw_result(
     gt_mask: np.ndarray | None = None,
     crop_box: CropBox = WHOLE_IMAGE,
     score: float | None = None,
+    raw_score: float | None = None,
     anomalous: bool | None = None,
     truth: bool | None = None,
     name: str = "",
@@ -50,6 +51,9 @@ def draw_result(
     The colours of the map mean the same in every picture: they span ``vmin`` to ``vmax``, whatever the map's own range.
     What lies outside the crop is dark and hatched, because the model has not seen it.
 
+    Image and pixel thresholds are two decisions, and need not agree. Where they do not, the panel of the mask says so;
+    what is found on an image that counts as normal is outlined in grey, not in red.
+
     Args:
         image: The whole image at its own size: a PIL image of any mode, or uint8 ``(H, W, 3)`` or ``(H, W)``.
         anomaly_map: Map of the crop ``(h, w)`` at any size; normalised maps lie in [0, 1] with the threshold at 0.5.
@@ -57,6 +61,8 @@ def draw_result(
         gt_mask: Mask of the whole image ``(h, w)`` at any size; without it, its panel is left out.
         crop_box: The part of the image that map and predicted mask cover.
         score: The image's score, written above the panels.
+        raw_score: The score before it was normalised, written beside it where it differs: normalised ones come close to
+            1 long before raw ones end.
         anomalous: The verdict, written above the panels.
         truth: Whether the image is anomalous; a wrong verdict is written as a missed defect or a false alarm.
         name: What the image is called, written beside the verdict.
@@ -93,19 +99,33 @@ def draw_result(
     panels["anomaly map"] = _hatch_outside(_glow(plain, level), crop_box, height)
     if pred_mask is not None:
         found = place_mask(pred_mask, crop_box, picture.size)
-        label = "predicted mask" if found.any() else "predicted mask: empty"
+        label = _mask_label(bool(found.any()), anomalous)
+        line = LINE if anomalous is False else _FOUND
         # A tint tells the inside from the outside where the line runs off the image.
-        tinted = np.where(found[..., None], 0.8 * plain + 0.2 * np.array(_FOUND), plain).astype(np.uint8)
-        panels[label] = _outline(_hatch_outside(tinted, crop_box, height), found, _FOUND, height)
+        tinted = np.where(found[..., None], 0.8 * plain + 0.2 * np.array(line), plain).astype(np.uint8)
+        panels[label] = _outline(_hatch_outside(tinted, crop_box, height), found, line, height)
 
     verdict = None if anomalous is None else "anomalous" if anomalous else "normal"
-    headline = " - ".join(part for part in (None if score is None else f"score {score:.2f}", verdict) if part)
+    headline = " - ".join(part for part in (_score_text(score, raw_score), verdict) if part)
     colour = INK if anomalous is None else _FOUND if anomalous else _FINE
     if None not in {anomalous, truth} and anomalous != truth:
         headline += ": missed defect" if truth else ": false alarm"
         colour = _WRONG
     note = ", ".join(part for part in (name, "" if crop_box == WHOLE_IMAGE else "hatched: not inspected") if part)
     return _lay_out(panels, headline, colour, note, (vmin, vmax), height)
+
+
+def _mask_label(found: bool, anomalous: bool | None) -> str:
+    """Say what a predicted mask is, also where it is not what the image's verdict lets expect."""
+    if found:
+        return "predicted mask" if anomalous is not False else "above the pixel threshold only"
+    return "predicted mask: empty" if not anomalous else "no pixel above its threshold"
+
+
+def _score_text(score: float | None, raw_score: float | None) -> str:
+    if score is None:
+        return ""
+    return f"score {score:.2f}" + ("" if raw_score in {None, score} else f" (raw {raw_score:.4f})")
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:

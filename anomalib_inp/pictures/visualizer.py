@@ -100,11 +100,13 @@ class InpVisualizer(ImageVisualizer):
         del pl_module, outputs
         output_dir = self.output_dir or self._root / "images"
         subset = Subset.from_trainer(trainer, "test")
+        raw_scores = getattr(batch, "raw_score", None)
         names = subset.attach(batch).names if len(subset.names) > 1 else [""] * len(batch)
         for index, (item, category) in enumerate(zip(batch, names, strict=True)):
             # By now the batch holds what the model saw: without a file, the image is the crop itself.
             box, name = self._crop_box if item.image_path else WHOLE_IMAGE, short_name(item.image_path, category)
-            strip = self._draw(item, box, name)
+            raw = None if raw_scores is None else float(raw_scores[index])
+            strip = self._draw(item, box, name, raw_score=raw)
             if strip is None:
                 continue
             unnamed = Path(f"loader{dataloader_idx}/batch{batch_idx:05d}_{index:03d}.png")
@@ -137,6 +139,7 @@ class InpVisualizer(ImageVisualizer):
         name: str = "",
         vmin: float = 0.0,
         vmax: float = 1.0,
+        raw_score: float | None = None,
     ) -> Image.Image | None:
         anomaly_map, pred_mask = _to_array(item.anomaly_map), _to_array(item.pred_mask)
         if anomaly_map is None:
@@ -149,6 +152,7 @@ class InpVisualizer(ImageVisualizer):
             gt_mask=_item_truth(item, crop_box, image.size),
             crop_box=crop_box,
             score=None if item.pred_score is None else float(item.pred_score),
+            raw_score=raw_score,
             anomalous=None if item.pred_label is None else bool(item.pred_label),
             truth=None if item.gt_label is None else bool(item.gt_label),
             name=name,

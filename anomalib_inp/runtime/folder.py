@@ -188,6 +188,7 @@ def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, crop
         gt_mask=truth_of(item),
         crop_box=crop_box,
         score=prediction.score,
+        raw_score=prediction.raw_score,
         anomalous=prediction.label,
         truth=item.anomalous,
         name=job.name(item),

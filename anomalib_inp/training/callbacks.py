@@ -3,6 +3,8 @@
 
 """What happens around the training steps, whatever the model: precision, length, order of the data."""
 
+import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -156,6 +158,32 @@ class FinalValidation(Callback):
             self.on_train_end(trainer, pl_module)
 
 
+class EpochLog(Callback):
+    """Says how far the training is, one line for an epoch, where no progress bar does."""
+
+    def __init__(self) -> None:
+        self.started = 0.0
+        self.first = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the clock."""
+        del pl_module
+        self.started, self.first = time.monotonic(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say which epoch has ended, its loss and the time left; the validation after it counts for the next."""
+        del pl_module
+        if trainer.progress_bar_callback is not None and sys.stdout.isatty():
+            return
+        done, total = trainer.current_epoch + 1, trainer.max_epochs
+        each = (time.monotonic() - self.started) / (done - self.first)
+        loss = trainer.callback_metrics.get("train_loss_epoch", trainer.callback_metrics.get("train_loss"))
+        parts = [f"Epoch {done}" + (f" of {total}" if total and total > 0 else "")]
+        parts += [] if loss is None else [f"loss {float(loss):.4f}"]
+        parts += [f"{(total - done) * each:.0f} s left"] if total and total > done else []
+        rank_zero_info(", ".join(parts))
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss is not a number; going on would destroy what was learnt."""
 
@@ -220,5 +248,6 @@ def training_callbacks() -> list[Callback]:
         ResumableMaxSteps(),
         FinalValidation(),
         FiniteLoss(),
+        EpochLog(),
         RefuseEmptyTraining(),
     ]

@@ -5,6 +5,8 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from urllib.error import URLError
 
 from anomalib.data import AnomalibDataset, ImageBatch
 from anomalib.data.utils import LabelName, ValSplitMode
@@ -124,12 +126,17 @@ class DataCheck(Callback):
         """Name the file where reading an image failed.
 
         Raises:
-            DataError: An image cannot be decoded.
+            DataError: An image cannot be decoded, or the data are not there.
         """
         del pl_module
+        data = trainer.datamodule
+        if isinstance(exception, URLError):
+            place = Path(getattr(data, "root", ""), str(getattr(data, "category", "")))
+            msg = f"There is no folder {place}, and the data set cannot be downloaded: {exception.reason}."
+            raise DataError(msg) from exception
         if not isinstance(exception, OSError | SyntaxError):
             return
-        datasets = [getattr(trainer.datamodule, name, None) for name in ("train_data", "val_data", "test_data")]
+        datasets = [getattr(data, name, None) for name in ("train_data", "val_data", "test_data")]
         # validation images may be the test images: once is enough
         paths = dict.fromkeys(path for dataset in datasets if dataset is not None for path in files_of(dataset))
         paths |= dict.fromkeys(image_paths_of(trainer.predict_dataloaders))

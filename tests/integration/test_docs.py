@@ -24,6 +24,7 @@ WITH_EXAMPLES = [ROOT / "README.md"] + [
     DOCS / f"{name}.md"
     for name in (
         "train",
+        "command",
         "test_and_predict",
         "export",
         "thresholds",
@@ -132,7 +133,7 @@ def test_examples_run(tiny_encoder_file: Path, tmp_path: Path, monkeypatch: pyte
     run = "results/InpFormer/MVTecAD/brick/latest"
     said += [f"{run}/weights/lightning/{name}.ckpt" for name in ("model", "finished")]
     said += [f"{run}/config.yaml", "predictions/scores.csv", "predictions/gallery.png", "predictions/hole/000.png"]
-    said += ["results/InpFormer/MVTecAD/brick/v0/images/hole/000.png", "results/InpFormer/latest/images/hole/000.png"]
+    said += ["results/InpFormer/MVTecAD/brick/v0/images/hole/000.png", "results/InpFormer/latest/images/000.png"]
     said += ["results/InpFormer/parts/latest/weights/lightning/finished.ckpt"]
     assert len(said) > 12
     assert [path for path in said if not Path(path).exists()] == []

@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "frame": set(),
     "images": set(),
+    "errors": set(),
     "outputs": set(),
     "distances": set(),
     "preprocessing": {"frame", "images", "outputs"},
@@ -25,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "networks": {"encoder", "outputs", "distances"},
     "losses": {"outputs", "distances"},
     "scoring": {"outputs", "distances"},
-    "data": {"files", "frame", "images", "preprocessing", "outputs"},
+    "data": {"errors", "files", "frame", "images", "preprocessing", "outputs"},
     "evaluation": {"data", "files"},
     "thresholds": {"data", "evaluation", "outputs"},
     "training": {"data", "files", "frame", "images", "preprocessing", "outputs", "thresholds", "evaluation"},
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "exporting": {"runtime", "files", "preprocessing", "thresholds", "evaluation"},
     "models": {
         *("encoder", "networks", "losses", "scoring", "data", "evaluation", "thresholds", "training", "pictures"),
-        *("checkpoints", "exporting", "preprocessing", "outputs", "files", "frame"),
+        *("checkpoints", "exporting", "preprocessing", "outputs", "files", "frame", "errors"),
     },
     "benchmarks": {
         "models",
@@ -51,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Which rooms a room may import, besides itself. Command line, plugin and the package's own names may import all."""
 
-LIGHT = ("files", "frame", "images", "thresholds.scale", "pictures.strip", "pictures.gallery", "runtime")
+LIGHT = ("files", "frame", "images", "errors", "thresholds.scale", "pictures.strip", "pictures.gallery", "runtime")
 """What runs on a computer without PyTorch."""
 HEAVY = {
     *("torch", "torchvision", "torchmetrics", "anomalib", "lightning", "timm", "kornia", "safetensors", "nncf"),
@@ -110,7 +111,7 @@ def room(name: str) -> str:
 
 
 def test_every_room_is_known() -> None:
-    everything_above = {"", "cli", "plugin"}
+    everything_above = {"", "cli", "front", "plugin"}
     assert {room(name) for name in MODULES} == ALLOWED.keys() | everything_above
 
 

@@ -267,4 +267,46 @@ def test_predict_says_what_is_wrong(fail: Run, exported: Path, images: Path, tmp
 
 
 def test_an_unknown_command(fail: Run) -> None:
-    assert "sample-data" in fail("train")
+    assert "sample-data" in fail("trian")
+
+
+def test_configs_are_written_and_none_is_replaced(run: Run, tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "configs"
+    expected = {path.relative_to(source): path.read_bytes() for path in source.rglob("*.yaml")}
+    own = tmp_path / "configs/data/folder.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine", encoding="utf-8")
+    assert f"{own} is there already" in run("configs", tmp_path / "configs")
+    found = {
+        path.relative_to(tmp_path / "configs"): path.read_bytes() for path in (tmp_path / "configs").rglob("*.yaml")
+    }
+    assert found.pop(Path("data/folder.yaml")) == b"mine"
+    del expected[Path("data/folder.yaml")]
+    assert found == expected != {}
+
+
+def test_the_wheel_holds_every_configuration() -> None:
+    """As the build is told; the wheel itself is built where it is published."""
+    root = Path(__file__).parents[2]
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.split("[tool.hatch.build.targets.wheel.force-include]")[1].split("[")[0]
+    for folder in {path.parent.relative_to(root).as_posix() for path in (root / "configs").rglob("*.yaml")}:
+        assert f'"{folder}" = "anomalib_inp/{folder}"' in section
+
+
+def test_the_version(fail: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["anomalib-inp", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == f"anomalib-inp {importlib.metadata.version('anomalib-inp')}"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_can_complete_the_commands(shell: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["anomalib-inp", "--print_shtab", shell])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in ("sample-data", "predict", "--resume"))

@@ -9,7 +9,7 @@ from drawn import BOTTOM, CENTRE, GREEN, HEIGHT, LEFT, RED, RIGHT, TOP, WIDTH, c
 from PIL import Image
 
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
-from anomalib_inp.pictures.strip import draw_result
+from anomalib_inp.pictures.strip import _FOUND, LINE, _mask_label, _score_text, draw_result
 
 
 @pytest.mark.parametrize("box", [WHOLE_IMAGE, CENTRE, CropBox(0.25, 0.0, 1.0, 0.5)])
@@ -150,3 +150,41 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> N
     arguments = {"image": np.zeros((8, 8, 3), np.uint8), "anomaly_map": np.zeros((8, 8))} | arguments
     with pytest.raises(ValueError, match=message):
         draw_result(**arguments)
+
+
+def test_pictures_say_where_image_and_pixels_disagree(image: np.ndarray) -> None:
+    found, nothing = square_map(WHOLE_IMAGE) > 0.5, np.zeros((8, 8), bool)
+    red, grey = np.array(_FOUND), np.array(LINE)
+
+    def outlined(anomalous: bool | None, mask: np.ndarray, colour: np.ndarray) -> bool:
+        strip = draw_result(image, square_map(WHOLE_IMAGE), pred_mask=mask, anomalous=anomalous)
+        return bool((panels(strip)[-1] == colour).all(axis=2).any())
+
+    assert outlined(True, found, red)
+    assert outlined(None, found, red)
+    assert not outlined(False, found, red)
+    assert outlined(False, found, grey)
+    said = {
+        (True, True): "predicted mask",
+        (True, None): "predicted mask",
+        (True, False): "above the pixel threshold only",
+        (False, False): "predicted mask: empty",
+        (False, None): "predicted mask: empty",
+        (False, True): "no pixel above its threshold",
+    }
+    assert {key: _mask_label(*key) for key in said} == said
+    labels = [
+        np.asarray(draw_result(image, square_map(WHOLE_IMAGE), pred_mask=nothing, anomalous=anomalous))[:50, 300:]
+        for anomalous in (None, True)
+    ]
+    assert not np.array_equal(*labels)
+
+
+def test_raw_scores_stand_beside_those_that_saturate(image: np.ndarray) -> None:
+    assert _score_text(0.994, 0.4312) == "score 0.99 (raw 0.4312)"
+    assert _score_text(0.43, 0.43) == _score_text(0.43, None) == "score 0.43"
+    assert _score_text(None, None) == ""
+    same, other = (
+        np.asarray(draw_result(image, square_map(WHOLE_IMAGE), score=0.99, raw_score=raw))[:30] for raw in (0.41, 0.42)
+    )
+    assert not np.array_equal(same, other)

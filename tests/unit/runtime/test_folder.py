@@ -415,6 +415,7 @@ def test_pictures_are_those_that_are_drawn_alone(test_folder: Path, exported: Pa
             gt_mask=np.zeros(size, bool) if item.mask is None else np.array(Image.open(item.mask)) > 0,
             crop_box=model.metadata.crop_box,
             score=prediction.score,
+            raw_score=prediction.raw_score,
             anomalous=prediction.label,
             truth=item.anomalous,
             name=item.path.relative_to(test_folder).as_posix(),
