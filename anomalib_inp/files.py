@@ -40,6 +40,18 @@ class DiskError(OSError):
         return str(self.strerror)
 
 
+def disk_error(path: Path, error: Exception) -> DiskError:
+    """Say that a file cannot be written, why, and how much room there is."""
+    code = getattr(error, "errno", None) or errno.EIO
+    reason = str(error) if code == errno.EIO else os.strerror(code)
+    msg = (
+        f"{path} cannot be written: {reason}. The disk of {path.parent} has "
+        f"{readable(shutil.disk_usage(path.parent).free)} left. What was written before stays; make room, or write "
+        "elsewhere."
+    )
+    return DiskError(code, msg)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file in one step: it is the old one or the new one, never half of either.
@@ -59,12 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        msg = (
-            f"{path} cannot be written: {os.strerror(error.errno)}. The disk of {path.parent} has "
-            f"{readable(shutil.disk_usage(path.parent).free)} left. What was written before stays; make room, or write "
-            "elsewhere."
-        )
-        raise DiskError(error.errno, msg) from error
+        raise disk_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 

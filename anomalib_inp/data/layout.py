@@ -6,7 +6,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from anomalib.data import Folder
+from anomalib.data import AnomalibDataModule, Folder
 from anomalib.data.utils.path import is_within_directory
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -20,10 +20,18 @@ def check_layout(datamodule: LightningDataModule | None) -> None:
     """Name what a data module would read wrongly, or leave out.
 
     Raises:
-        DataError: In the layout of MVTec AD, a file is in no place of an image, a mask has no image or an image has no
-            mask, or all images are of a format that is not read; of folders of any name, one is not there, has hidden
-            files, or there are more images than masks or the reverse.
+        DataError: The path is one that anomalib does not open. In the layout of MVTec AD, a file is in no place of an
+            image, a mask has no image or an image has no mask, or all images are of a format that is not read. Of
+            folders of any name, one is not there, has hidden files, or there are more images than masks or the reverse.
+
     """
+    place = Path(getattr(datamodule, "root", None) or ".", str(getattr(datamodule, "category", "") or ""))
+    if isinstance(datamodule, AnomalibDataModule) and not str(place).isascii():
+        msg = (
+            f"anomalib opens no data whose path has letters beyond ASCII, such as {place}. Rename the folder, or give "
+            "it by a link with another name."
+        )
+        raise DataError(msg)
     if isinstance(datamodule, Folder):
         _check_folders(datamodule)
     suffixes = suffixes_read(datamodule)

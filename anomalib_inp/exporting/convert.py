@@ -17,6 +17,7 @@ from torch import nn
 
 from anomalib_inp.files import replacing
 from anomalib_inp.preprocessing import crop_box_of
+from anomalib_inp.runtime.edit import write_openvino
 from anomalib_inp.runtime.metadata import KEY, Metadata
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.thresholds.scale import Scale
@@ -110,10 +111,8 @@ def save_openvino(model: "openvino.Model", path: Path, half: bool = False) -> Pa
     Returns:
         The ``.xml``.
     """
-    import openvino
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(model, path, compress_to_fp16=half)
+    write_openvino(model, path, half)
     return path
 
 

@@ -122,6 +122,7 @@ class EncoderModel(InpExport, _Module):
             msg = f"The anomaly map must be one of {', '.join(self.maps)}, got {map!r}."
             raise ValueError(msg)
         map_size = None if map_size is None else as_pair(map_size, "map_size")
+        _refuse_strange(encoder_kwargs, "encoder_kwargs")  # before timm is given them
         frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, self.num_groups)
         if pre_processor is True:
             pre_processor = InpPreProcessor(*resolve_sizes(image_size, crop_size, frozen.patch_size))
@@ -130,9 +131,7 @@ class EncoderModel(InpExport, _Module):
         )
         crop_box_of(self.pre_processor)  # refuses what pictures and exports could not show
         self.hparams.update(plain(dict(self.hparams)))
-        if strange := list(not_plain(dict(self.hparams), "")):
-            msg = f"Checkpoints hold the arguments of a model, numbers, texts and lists of them, but not {strange[0]}."
-            raise ValueError(msg)
+        _refuse_strange(dict(self.hparams))
         self.model: Detector = self.build_detector(frozen)
         self.model.map = shown
         self.model.smoothing.map_size = map_size
@@ -250,6 +249,13 @@ class EncoderModel(InpExport, _Module):
             msg = "This checkpoint is a finished model. Training is resumed from model.ckpt, which lies beside it."
             raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
+
+
+def _refuse_strange(arguments: Any, name: str = "") -> None:
+    """Refuse arguments that no checkpoint can hold."""
+    if strange := list(not_plain(plain(arguments), name)):
+        msg = f"Checkpoints hold the arguments of a model, numbers, texts and lists of them, but not {strange[0]}."
+        raise ValueError(msg)
 
 
 def evaluation_step(detector: nn.Module, batch: ImageBatch) -> ImageBatch:

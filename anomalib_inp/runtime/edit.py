@@ -5,10 +5,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from anomalib_inp.files import replacing
+from anomalib_inp.files import disk_error, replacing
 from anomalib_inp.runtime.engines import require
 from anomalib_inp.runtime.metadata import KEY, LABELS, Metadata, read_metadata
 from anomalib_inp.thresholds.scale import Thresholds, move
@@ -66,10 +67,30 @@ def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> 
     model.set_rt_info(metadata.to_json(), KEY)
     weights = path.with_suffix(".bin")
     temporary = path.with_name(f".{path.stem}.tmp.xml")
-    openvino.save_model(model, temporary, compress_to_fp16=False)
+    write_openvino(model, temporary)
     del model  # it maps the file that is about to be replaced
     temporary.with_suffix(".bin").replace(weights)
     temporary.replace(path)
+
+
+def write_openvino(model: Any, path: Path, half: bool = False) -> None:
+    """Write an OpenVINO model as ``.xml`` and ``.bin``; nothing stays there if writing fails.
+
+    Args:
+        model: An ``openvino.Model``.
+        path: The ``.xml``.
+        half: Store weights that are not in 8 bits in 16.
+
+    Raises:
+        DiskError: The disk is full.
+    """
+    openvino = require("openvino", "openvino", path)
+    try:
+        openvino.save_model(model, path, compress_to_fp16=half)
+    except RuntimeError as error:  # OpenVINO says of all that goes wrong there that writing failed
+        for part in (path, path.with_suffix(".bin")):
+            part.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
 
 
 def _write_onnx(path: Path, moved: dict[str, float], metadata: Metadata) -> None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from anomalib_inp.files import disk_error, replacing
 from anomalib_inp.frame import CropBox
 from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.gallery import gallery
@@ -87,8 +88,11 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
             yield item, panel, prediction  # type: ignore[misc]
 
     def write(*row: object) -> None:
-        table.writerow(row)
-        file.flush()  # so that whole rows are there, whatever comes
+        try:
+            table.writerow(row)
+            file.flush()  # so that whole rows are there, whatever comes
+        except OSError as error:
+            raise disk_error(job.table, error) from error
 
     def draw(result: tuple[Item, Image.Image | None, Prediction]) -> tuple[Item, Prediction]:
         item, panel, prediction = result
@@ -116,7 +120,8 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
 def draw_gallery(job: Job) -> None:
     """Lay the most suspicious images out on one sheet: of every kind its own, the normal ones last."""
     if chosen := list(_choose(job)):
-        gallery([Image.open(picture) for picture in chosen]).save(job.sheet)
+        with replacing(job.sheet) as temporary:
+            gallery([Image.open(picture) for picture in chosen]).save(temporary)
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -194,7 +199,8 @@ def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, crop
         name=job.name(item),
     )
     picture.parent.mkdir(parents=True, exist_ok=True)
-    strip.save(picture)
+    with replacing(picture) as temporary:
+        strip.save(temporary)
 
 
 def _choose(job: Job) -> Iterator[Path]:

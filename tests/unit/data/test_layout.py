@@ -224,3 +224,14 @@ def test_hidden_folders_above_are_no_fault(root: Path) -> None:
     hidden = root.rename(root.parent / ".data")
     check_layout(Folder("part", "train/good", hidden / "part"))
     check_layout(MVTecAD(hidden, "part"))
+
+
+def test_a_path_that_anomalib_does_not_open_is_named(
+    root: Path, tmp_path: Path, tiny_model: Make, quiet_engine: Make
+) -> None:
+    beyond = root.rename(tmp_path / "größe")
+    module = {"category": "part", "num_workers": 0, "train_batch_size": 1, "val_split_mode": "same_as_test"}
+    with pytest.raises(DataError, match=r"letters beyond ASCII, such as .*größe/part"):
+        quiet_engine().fit(tiny_model(), datamodule=MVTecAD(beyond, **module))
+    (tmp_path / "link").symlink_to(beyond, target_is_directory=True)
+    quiet_engine().fit(tiny_model(), datamodule=MVTecAD(tmp_path / "link", **module))

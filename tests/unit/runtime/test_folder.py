@@ -390,8 +390,11 @@ def test_memory_stays_the_same_however_many_images(brightness_folder: Path, tmp_
     item, *_ = find_images(brightness_folder)
 
     def peak(count: int) -> int:
-        items = [Item(item.path, None, None)] * count
-        drawn = {str(item.path): tmp_path / "results/000.png"} if pictures else {}
+        paths = [brightness_folder / f"{count}_{index}.png" for index in range(count)]
+        for path in paths:
+            path.symlink_to(item.path)
+        items = [Item(path, None, None) for path in paths]
+        drawn = {str(path): tmp_path / "results" / path.name for path in paths} if pictures else {}
         tracemalloc.start()
         for _ in predict_folder(Brightness(), Job(items, brightness_folder, tmp_path / "results", drawn)):
             pass
