@@ -6,8 +6,8 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all check format bench-accuracy bench-hostile bench-int8 bench-plus-plus bench-pseudo bench-scale \
-	bench-gpu bench-settings bench-speed clean report-gpu setting-pictures test-gpu
+.PHONY: help venv demo test test-all check format bench-accuracy bench-hostile bench-int8 bench-plus-plus bench-pseudo \
+	bench-scale bench-gpu bench-settings bench-speed clean report-gpu setting-pictures test-gpu
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,7 +46,7 @@ bench-gpu: .venv/.stamp-test ## Check and measure everything on a GPU, into gpu-
 	PYTHON="$(CURDIR)/$(BIN)/python" bash tests/gpu/check.sh
 
 bench-hostile: .venv/.stamp-test ## Feed hostile inputs to everything and write docs/reliability.md
-	$(BIN)/python tests/bench/hostile.py
+	PYTHONPATH=tests/bench $(BIN)/python -m hostile
 
 bench-int8: .venv/.stamp-demo ## Measure what INT8 costs in accuracy on the data set in DATA=DIR
 	$(BIN)/python tests/bench/int8.py --data "$(DATA)"

@@ -5,6 +5,7 @@
 
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,7 @@ class EpochLog(Callback):
         loss = trainer.callback_metrics.get("train_loss_epoch", trainer.callback_metrics.get("train_loss"))
         parts = [f"Epoch {done}" + (f" of {total}" if total and total > 0 else "")]
         parts += [] if loss is None else [f"loss {float(loss):.4f}"]
-        parts += [f"{(total - done) * each:.0f} s left"] if total and total > done else []
+        parts += [f"{timedelta(seconds=round((total - done) * each))} left"] if total and total > done else []
         rank_zero_info(", ".join(parts))
 
 

@@ -4,6 +4,7 @@
 """Looks at a run's data before hours are spent on it."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.error import URLError
@@ -55,6 +56,8 @@ class DataCheck(Callback):
                 f"width, {100 * box.top:.1f} to {100 * box.bottom:.1f} % of its height."
             )
         data = trainer.datamodule
+        if getattr(data, "num_workers", 0) > (cores := _cores()):
+            data.num_workers = cores  # anomalib's default is 8: on fewer cores they wait for each other
         _warn_of_zero_shot(pl_module, data)
         _warn_of_new_splits(data)
         if (
@@ -160,6 +163,11 @@ class DataCheck(Callback):
                 f"{self._outside} of the {self._anomalous} anomalous {subset} images have their whole mask outside the "
                 "inspected centre: nobody can find these defects there. Without crop_size the whole image is inspected."
             )
+
+
+def _cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _look_at_files(datasets: Iterable[AnomalibDataset]) -> list[str]:

@@ -181,3 +181,13 @@ def test_the_file_for_a_folder_of_good_images_uses_them(
     quiet_engine(max_epochs=2, **settings["trainer"]).train(model, datamodule=Folder(**arguments))
     assert said == ["Images: 18 train, 2 validate, 0 test."]
     assert model.post_processor.image_threshold.isfinite()
+
+
+@pytest.mark.parametrize(("wanted", "used"), [(0, 0), (1, 1), (8, 3)])
+def test_no_more_processes_read_images_than_there_are_cores(
+    wanted: int, used: int, datamodule: MVTecAD, tiny_model: Make, quiet_engine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_check, "_cores", lambda: 3)
+    datamodule.num_workers = wanted
+    quiet_engine(limit_val_batches=0).validate(tiny_model(), datamodule=datamodule)  # without starting any
+    assert datamodule.num_workers == used
