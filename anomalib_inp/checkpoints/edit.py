@@ -23,7 +23,8 @@ def set_thresholds(
         image: New image threshold, a raw score; ``None`` leaves it, or takes the other one's value where it is missing.
         pixel: New pixel threshold, a raw map value; ``None`` likewise.
         normalized: Whether exports give normalised scores; ``None`` leaves it.
-        category: The category whose thresholds are meant; ``None`` for the common ones.
+        category: The category whose thresholds are meant; ``None`` for the one that was chosen for the model, if one
+            was, else the common ones.
 
     Returns:
         What the checkpoint says now: the thresholds of the category, or the common ones.
@@ -38,6 +39,7 @@ def set_thresholds(
         msg = f"{path} is no checkpoint with a post-processor of anomalib-inp."
         raise ValueError(msg)
     ranges = config.get("ranges", {})
+    category = category or config.get("category")
     if category is None:
         state = content["state_dict"]
         stored = [[state[f"post_processor.{name}"] for name in buffer_names(kind)] for kind in ("image", "pixel")]

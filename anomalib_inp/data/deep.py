@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from anomalib.data import AnomalibDataset, ImageBatch, PredictDataset
+from anomalib.data import AnomalibDataset, ImageBatch
 from lightning.pytorch.utilities import rank_zero_info
 from pandas import DataFrame
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.tv_tensors import Image, Mask
 
 from anomalib_inp.files import first_few
@@ -90,13 +90,17 @@ def find_deep(paths: Iterable[str | Path]) -> list[str]:
     return found
 
 
-def read_deep_again(batch: ImageBatch, dataset: Dataset) -> None:
-    """Read the images of a batch again that anomalib's data set for predictions has clipped."""
-    if not isinstance(dataset, PredictDataset):
-        return
-    for index, path in enumerate(batch.image_path):
-        if is_deep_file(path):
-            batch.image[index] = read_tensor(path)
+def read_deep_again(batch: ImageBatch) -> None:
+    """Read the images of a batch again that anomalib has clipped, and that nothing has changed since."""
+    for index, path in enumerate(batch.image_path or ()):
+        header = read_header(path)
+        if not isinstance(header, Header) or not header.deep:
+            continue
+        pixels = read_pixels(path)
+        clipped = torch.from_numpy(np.minimum(pixels, 255).astype(np.float32) / 255).permute(2, 0, 1)
+        image = batch.image[index]
+        if image.shape == clipped.shape and torch.allclose(image, clipped.to(image), atol=1e-3):
+            batch.image[index] = torch.from_numpy(as_batch(pixels))[0].to(image)
 
 
 def read_tensor(path: str | Path) -> Tensor:

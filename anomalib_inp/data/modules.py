@@ -21,6 +21,12 @@ from anomalib_inp.data.quirks import category_folders, test_images
 from anomalib_inp.data.source import Source
 from anomalib_inp.data.subset import MEAN
 
+OF_ALL = {
+    *("train_batch_size", "eval_batch_size", "num_workers"),
+    *("train_augmentations", "val_augmentations", "test_augmentations", "augmentations"),
+}
+"""Arguments of loaders and of what is done to images, which all categories share."""
+
 Modules = dict[str, AnomalibDataModule]
 """Data modules by category, in the order of the sources."""
 
@@ -211,6 +217,9 @@ def _build(
         given |= {"name": category, "root": Path(source.root or ".", category)}
     if twice := sorted(source.arguments.keys() & given.keys() & {"category", "name", "root"}):
         msg = f"{', '.join(twice)} cannot be among the arguments: give root and categories of the source"
+        raise ValueError(msg)
+    if of_all := sorted(name for name in source.arguments if name in OF_ALL):
+        msg = f"{', '.join(of_all)} cannot be among the arguments of a source: they are arguments of MultiCategory"
         raise ValueError(msg)
     return kind(**{**given, **source.arguments})
 

@@ -49,7 +49,7 @@ def metadata_of(model: "AnomalibModule") -> Metadata:
     image, pixel = (Scale(*map(float, post.scale(kind))) for kind in ("image", "pixel"))
     normalized = post.enable_normalization and not math.isnan(image.threshold)
     limits = (1 - post.image_sensitivity, 1 - post.pixel_sensitivity)
-    return Metadata(normalized, image, pixel, crop_box, dict(post.ranges), *limits)
+    return Metadata(normalized, image, pixel, crop_box, dict(post.ranges), *limits, post.category)
 
 
 def graph_of(model: "AnomalibModule") -> nn.Module:

@@ -24,7 +24,8 @@ def set_thresholds(
         path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
         image: New image threshold, a raw score; ``None`` leaves it.
         pixel: New pixel threshold, a raw map value; ``None`` leaves it.
-        category: Move those of this category, instead of those that are in the graph.
+        category: Move those of this category; by default those that are in the graph, and those of the category that
+            they are of.
 
     Returns:
         What the export says now: the thresholds of the category, or those that are in the graph.
@@ -35,7 +36,9 @@ def set_thresholds(
     """
     path = Path(path)
     exported = read_metadata(path)
-    shown = exported if category is None else exported.of_category(category)
+    in_graph = category in {None, exported.category}
+    category = category or exported.category
+    shown = exported if in_graph else exported.of_category(str(category))
     given = {kind: value for kind, value in (("image", image), ("pixel", pixel)) if value is not None}
     if given and any(math.isnan(scale.threshold) for scale in (shown.image, shown.pixel)):
         msg = f"A model exported without thresholds is exported anew: the graph of {path} has none that could be moved."
@@ -43,10 +46,10 @@ def set_thresholds(
     first, second = move((shown.image, shown.pixel), image, pixel)
     if given:
         write = _write_onnx if path.suffix == ".onnx" else _write_openvino
-        if category is None:
-            write(path, given, exported._replace(image=first, pixel=second))
-        else:
-            write(path, {}, exported._replace(categories={**exported.categories, category: (first, second)}))
+        metadata = exported._replace(image=first, pixel=second) if in_graph else exported
+        if category is not None:
+            metadata = metadata._replace(categories={**exported.categories, category: (first, second)})
+        write(path, given if in_graph else {}, metadata)
     return Thresholds(first.threshold, second.threshold, exported.normalized, list(exported.categories))
 
 

@@ -88,8 +88,16 @@ class Openvino:
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[Outputs]:
         """Run batches, as many side by side as the device likes; several streams may be read at a time."""
         running = deque[Any]()
+        source, failed = iter(batches), None
         try:
-            for images in batches:
+            while True:
+                try:
+                    images = next(source)
+                except StopIteration:
+                    break
+                except Exception as error:  # raised when what is at work is done
+                    failed = error
+                    break
                 done = None
                 if len(running) == self._count:
                     done = self._outputs(running[0])
@@ -105,6 +113,8 @@ class Openvino:
             while running:
                 yield self._outputs(running[0])
                 self._idle.append(running.popleft())
+            if failed is not None:
+                raise failed
         finally:
             # Whoever stops reading, or fails, leaves requests at work.
             for request in running:
@@ -138,7 +148,9 @@ class Openvino:
         OpenVINO's own cache would read the model as well, to see whether it is the same.
         """
         weights = path.with_suffix(".bin").stat()
-        made_of = (path.resolve(), weights.st_size, weights.st_mtime_ns, settings.get("INFERENCE_PRECISION_HINT"))
+        # The time of the last change of anything tells files apart whose other times were set alike.
+        times = (weights.st_mtime_ns, weights.st_ctime_ns)
+        made_of = (path.resolve(), weights.st_size, *times, settings.get("INFERENCE_PRECISION_HINT"))
         made_by = (__version__, self._openvino.__version__, self._core.get_property("CPU", "FULL_DEVICE_NAME"))
         text = path.read_bytes() + repr(made_of + made_by).encode()
         digest = hashlib.blake2b(text, digest_size=16).hexdigest()

@@ -29,6 +29,7 @@ class Metadata(NamedTuple):
         pixel: The same of maps.
         crop_box: The inspected part of the image.
         categories: Of a model of several categories: the scales of image scores and of maps of each.
+        category: The category whose scales are those of the graph; ``None`` for the common ones.
         image_limit: Normalised score above which an image is anomalous.
         pixel_limit: The same for maps.
     """
@@ -40,6 +41,7 @@ class Metadata(NamedTuple):
     categories: dict[str, tuple[Scale, Scale]] = {}
     image_limit: float = 0.5
     pixel_limit: float = 0.5
+    category: str | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "Metadata":

@@ -126,7 +126,9 @@ class ExportedModel:
     def stream(self, batches: Iterable[np.ndarray | Prepared], channels: Channels = "rgb") -> Iterator[Predictions]:
         """Detect anomalies in many batches, working on several at a time; results come in the order of the batches.
 
-        Several threads may read streams of one model at a time.
+        The next batch is asked for before the result of the last is given, so that the device has work meanwhile: for
+        a source that waits for the answer, call the model instead. Several threads may read streams of one model at a
+        time.
         """
         arrays = (
             (images if isinstance(images, Prepared) else self.prepare(images, channels)).batch for images in batches

@@ -114,13 +114,14 @@ class InpPostProcessor(PostProcessor):
     def set_thresholds(
         self, image: float | None = None, pixel: float | None = None, category: str | None = None
     ) -> None:
-        """Set thresholds by hand, in raw scores: those of a category, or the common ones.
+        """Set thresholds by hand, in raw scores: those of a category, by default the chosen one, or the common ones.
 
         ``None`` leaves a threshold as it is; where there was none, it takes the value of the other one.
 
         Raises:
             ValueError: A threshold is not a finite number, or the category is unknown.
         """
+        category = category or self.category
         if category is None:
             self._store(*move((self._common_scale("image"), self._common_scale("pixel")), image, pixel))
         else:
@@ -154,9 +155,9 @@ class InpPostProcessor(PostProcessor):
         del pl_module
         if self._validation is None:
             return
-        if chosen := self._validation.of_categories():
-            # Weights that have been trained since have no use for the scales of other categories.
-            self.ranges = chosen if trainer.state.fn == TrainerFn.FITTING else self.ranges | chosen
+        # Weights that have been trained since have no use for the scales of other categories.
+        kept = {} if trainer.state.fn == TrainerFn.FITTING else self.ranges
+        self.ranges = kept | self._validation.of_categories()
         if common := self._validation.common.compute():
             image, pixel, self._source = common
             self._store(image, pixel)
@@ -175,7 +176,8 @@ class InpPostProcessor(PostProcessor):
             ValueError: There will be none of the category that was chosen.
         """
         del pl_module
-        if not trainer.enable_validation:
+        images = getattr(trainer.datamodule, "val_data", None)
+        if not trainer.enable_validation or (images is not None and len(images) == 0):
             rank_zero_warn(
                 "There are no validation images, so there will be no thresholds, labels and masks. Choose some, for "
                 "example with --data.val_split_mode from_train, or set thresholds by hand after training."

@@ -217,8 +217,30 @@ class FiniteLoss(Callback):
         raise NonFiniteLossError(msg)
 
 
+class ForgetData(Callback):
+    """Lets go of the data module when a run ends: Lightning would leave it for a run with loaders of its own."""
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget it."""
+        del pl_module, stage
+        trainer.datamodule = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Forget it; an interrupted run ends without a teardown."""
+        del pl_module, exception
+        trainer.datamodule = None
+
+
 class RefuseEmptyTraining(Callback):
     """Calls no model trained that was shown no batch: Lightning goes on to the test as if it had been."""
+
+    def __init__(self) -> None:
+        self.before = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the steps of earlier trainings by the same trainer; a checkpoint is not restored yet."""
+        del pl_module
+        self.before = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there was a step.
@@ -226,7 +248,14 @@ class RefuseEmptyTraining(Callback):
         Raises:
             RuntimeError: There was none.
         """
-        steps = trainer.global_step if is_trained(pl_module) else trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        trained = trainer.global_step - self.before
+        steps = trained if is_trained(pl_module) else trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if steps == 0 and self.before:
+            msg = (
+                f"Nothing was trained: this Engine has trained before, and its {trainer.max_epochs} epochs are over. "
+                "Make a new Engine for another training."
+            )
+            raise RuntimeError(msg)
         if steps == 0 and not trainer.should_stop:
             msg = (
                 f"Nothing was trained: there was no step. The trainer's length is max_epochs={trainer.max_epochs}, "
@@ -251,4 +280,5 @@ def training_callbacks() -> list[Callback]:
         FiniteLoss(),
         EpochLog(),
         RefuseEmptyTraining(),
+        ForgetData(),
     ]

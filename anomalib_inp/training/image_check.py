@@ -10,7 +10,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 
 from anomalib_inp.data.deep import read_deep_again
-from anomalib_inp.data.loaders import datasets_of
 from anomalib_inp.images import ROUNDING, check_values
 from anomalib_inp.outputs import TrainingBatch
 
@@ -25,38 +24,31 @@ class ImageCheck(Callback):
     """
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look at an epoch's first batch.
+        """Look at an epoch's first batch, and read images of 16 bits by their range.
 
         Raises:
             ValueError: It is no batch of images in [0, 1].
         """
-        del trainer, pl_module
-        if batch_idx == 0:
-            for images in TrainingBatch.of(batch).images:
+        del pl_module
+        for images in TrainingBatch.of(batch).images:
+            if trainer.datamodule is None:  # those of a data module are read as they should be
+                read_deep_again(images)
+            if batch_idx == 0:
                 _check(images, AUGMENTED)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
-        """Look at a batch.
-
-        Raises:
-            ValueError: It is no batch of images in [0, 1].
-        """
-        del trainer, pl_module
-        _check(batch, ROUNDING)
-
-    on_test_batch_start = on_validation_batch_start
-
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
         """Look at a batch, and read images of 16 bits by their range.
 
         Raises:
             ValueError: It is no batch of images in [0, 1].
         """
-        del pl_module, batch_idx
-        read_deep_again(batch, datasets_of(trainer.predict_dataloaders)[dataloader_idx])
+        del pl_module
+        if trainer.datamodule is None:
+            read_deep_again(batch)
         _check(batch, ROUNDING)
+
+    on_test_batch_start = on_validation_batch_start
+    on_predict_batch_start = on_validation_batch_start
 
 
 def _check(batch: ImageBatch, slack: float) -> None:

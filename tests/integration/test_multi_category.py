@@ -9,16 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from anomalib.data import PredictDataset
 from lightning import Callback
+from torch.utils.data import DataLoader
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus, InpPostProcessor, MultiCategory
+from anomalib_inp.checkpoints import edit
 from anomalib_inp.data.few_shot import NUM_VIEWS, few_shot_views
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.sample import CATEGORIES
 from anomalib_inp.outputs import PatchFeatures, TrainingBatch
+from anomalib_inp.runtime.edit import set_thresholds as move_export
+from anomalib_inp.runtime.metadata import read_metadata
+from anomalib_inp.runtime.model import ExportedModel
 
 
 @pytest.fixture(scope="module")
@@ -229,3 +235,42 @@ def data_of(images: MultiCategory) -> Any:
 def test_views_need_a_model_of_ours(data, tiny_model, quiet_engine) -> None:
     with pytest.raises(DataError, match="needs a model with InpPreProcessor"):
         quiet_engine().fit(tiny_model(pre_processor=False), datamodule=data(shots=1))
+
+
+def test_thresholds_by_hand_are_those_of_the_chosen_category(data, tiny_model, quiet_engine, tmp_path: Path) -> None:
+    """In a model, in its checkpoint and in an export, which says the same with and without its name."""
+    images = data(val_split_mode="from_train", val_split_ratio=0.5)
+    model = tiny_model(target_layers=[1, 2], post_processor=InpPostProcessor(category="grass"))
+    run = quiet_engine()
+    run.fit(model, datamodule=images)
+    others = {name: scales for name, scales in model.post_processor.ranges.items() if name != "grass"}
+    model.post_processor.set_thresholds(image=0.77)
+    assert float(model.post_processor.scale("image").threshold) == pytest.approx(0.77)
+
+    finished = Path(run.trainer.checkpoint_callback.dirpath) / "finished.ckpt"
+    assert edit.set_thresholds(finished, image=0.66).image == pytest.approx(0.66)
+    loaded = InpFormer.load_from_checkpoint(finished).eval()
+    exported = loaded.to_openvino(tmp_path)
+    assert read_metadata(exported).image.threshold == pytest.approx(0.66)
+
+    move_export(exported, image=0.55)
+    metadata = read_metadata(exported)
+    assert metadata.image.threshold == metadata.of_category("grass").image.threshold == pytest.approx(0.55)
+    for name, scales in others.items():
+        assert metadata.categories[name][0].threshold == pytest.approx(float(scales[0].threshold))
+    image = np.full((40, 50, 3), 90, np.uint8)
+    plain, named = (ExportedModel(exported, category=category)(image) for category in (None, "grass"))
+    np.testing.assert_allclose(plain.pred_score, named.pred_score, atol=1e-6)
+    move_export(exported, image=0.44, category="grass")
+    assert read_metadata(exported).image.threshold == pytest.approx(0.44)
+
+
+def test_scales_of_categories_do_not_outlive_their_weights(data, tiny_model, quiet_engine) -> None:
+    images = data(val_split_mode="from_train", val_split_ratio=0.5)
+    model = tiny_model()
+    quiet_engine().fit(model, datamodule=images)
+    assert list(model.post_processor.ranges) == sorted(CATEGORIES)
+    collate = images.train_data.collate_fn
+    train, val = (DataLoader(part, batch_size=4, collate_fn=collate) for part in (images.train_data, images.val_data))
+    quiet_engine().fit(model, train_dataloaders=train, val_dataloaders=val)
+    assert model.post_processor.ranges == {}

@@ -4,6 +4,7 @@
 """Who imports whom: data flows one way, without circles, and the runtime needs no PyTorch."""
 
 import ast
+import inspect
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -71,6 +72,11 @@ def modules() -> dict[str, ast.Module]:
 
 
 MODULES = modules()
+HOMES = {
+    name: inspect.getmodule(getattr(anomalib_inp, name)).__name__.removeprefix("anomalib_inp.")
+    for name in anomalib_inp.__all__
+}
+"""Where the public names of the package live, which it imports when they are asked for."""
 
 
 def statements(tree: ast.AST) -> Iterator[ast.AST]:
@@ -102,7 +108,8 @@ def ours(name: str) -> set[str]:
         parts = full.split(".")
         if parts[0] == "anomalib_inp":
             below = [".".join(parts[1:end]) for end in range(len(parts), 0, -1)]
-            found.add(next(module for module in below if module in MODULES))
+            home = HOMES.get(parts[-1]) if len(parts) == len(("package", "name")) else None  # a lazy public name
+            found.add(home or next(module for module in below if module in MODULES))
     return found - {name}
 
 

@@ -15,6 +15,7 @@ import torch
 from anomalib.data import Folder, MVTecAD, PredictDataset
 from part import pixels, write, write_part
 from PIL import Image
+from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2 import RandomHorizontalFlip
 
 from anomalib_inp.data import MultiCategory
@@ -191,3 +192,23 @@ def test_folders_of_any_name(roots: tuple[Path, Path], tiny_model: Make, quiet_e
         (metrics,) = quiet_engine().test(tiny_model(), datamodule=module)
         results.append(metrics)
     assert results[1] == pytest.approx(results[0], abs=1e-4, nan_ok=True)
+
+
+def test_plain_loaders_are_read_by_their_range_as_well(
+    roots: tuple[Path, Path], tiny_model: Make, quiet_engine: Make
+) -> None:
+    thresholds, scores = [], []
+    for root in roots:
+        module = MVTecAD(root=root, **SETTINGS)
+        module.setup()
+        collate = module.train_data.collate_fn
+        part = Subset(module.test_data, range(4))
+        train, test = (DataLoader(images, batch_size=2, collate_fn=collate) for images in (module.train_data, part))
+        torch.manual_seed(0)
+        model = tiny_model()
+        quiet_engine().fit(model, train_dataloaders=train, val_dataloaders=test)
+        thresholds.append(model.post_processor.image_threshold.item())
+        batches = quiet_engine().predict(model, dataloaders=test, return_predictions=True)
+        scores.append([float(score) for batch in batches for score in batch.raw_score])
+    assert thresholds[1] == pytest.approx(thresholds[0], abs=1e-4)
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4)

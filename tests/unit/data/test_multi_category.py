@@ -331,3 +331,9 @@ def test_all_warns_of_what_is_missing(own: Path, recwarn: pytest.WarningsRecorde
     (own / "brick").rename(own / "bottle")
     assert "bottle" in MultiCategory("MVTecAD", str(own)).modules
     assert any("the categories cable, capsule" in str(warning.message) for warning in recwarn)
+
+
+@pytest.mark.parametrize("name", ["train_batch_size", "num_workers", "test_augmentations"])
+def test_what_all_categories_share_is_no_argument_of_a_source(root: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} cannot be among the arguments of a source: .* of MultiCategory"):
+        MultiCategory("MVTecAD", str(root), arguments={name: 2})

@@ -4,9 +4,10 @@
 import pickle
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Barrier
@@ -206,3 +207,20 @@ def test_a_cache_that_takes_no_files_is_done_without(
             model = ExportedModel(WRITTEN / "model.xml")
         same(model(COLOURS), expected, atol=1e-5)
     assert not [path for path in (tmp_path / place).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("performance", ["latency", "throughput"])
+def test_what_was_done_before_a_source_fails_is_given(kind: str, performance: str) -> None:
+    model = ExportedModel(WRITTEN / kind, performance=performance)
+
+    def source() -> Iterator[np.ndarray]:
+        yield from images(5)
+        msg = "the camera is gone"
+        raise OSError(msg)
+
+    stream = model.stream(source())
+    results = list(islice(stream, 5))
+    same(results[-1], model(images(5)[-1]))
+    with pytest.raises(OSError, match="the camera is gone"):
+        next(stream)

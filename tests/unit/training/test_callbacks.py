@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from anomalib.data import MVTecAD
+from anomalib.data import Folder, MVTecAD
 from anomalib.engine import Engine
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from part import write_part
+from torch.utils.data import DataLoader
 
-from anomalib_inp import InpFormer
+from anomalib_inp import InpFormer, InpFormerPlusPlus
 from anomalib_inp.models.encoder_model import EncoderModel
 
 BATCHES = 2
@@ -89,3 +91,50 @@ def test_thresholds_of_other_weights_are_left_out(
     with pytest.warns(UserWarning, match="those of the weights of step 2, but the training ended at step 4"):
         second.fit(tiny_model(), datamodule=data, ckpt_path=finished(first).with_name("model.ckpt"))
     assert all(value != value for value in thresholds(finished(second)))
+
+
+# --- an Engine that is used again -------------------------------------------------------------------------------------
+
+
+def loaders(module: MVTecAD) -> dict[str, Any]:
+    module.setup()
+    return {
+        "train_dataloaders": DataLoader(module.train_data, batch_size=1, collate_fn=module.train_data.collate_fn),
+        "val_dataloaders": DataLoader(module.test_data, batch_size=2, collate_fn=module.test_data.collate_fn),
+    }
+
+
+def test_a_run_with_loaders_knows_nothing_of_an_earlier_data_module(
+    tiny_model: Callable[..., Any], quiet_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    module = MVTecAD(write_part(tmp_path / "data"), "part", num_workers=0, val_split_mode="same_as_test")
+    engine = quiet_engine()
+    engine.validate(tiny_model(), datamodule=module)
+    assert engine.trainer.datamodule is None
+    # pseudo-anomalies need a data module: they must not be left out without a word
+    with pytest.raises(ValueError, match="Pseudo-anomalies need a data module"):
+        engine.fit(tiny_model(InpFormerPlusPlus), **loaders(module))
+
+
+def test_a_second_training_by_one_engine_is_refused(
+    tiny_model: Callable[..., Any], quiet_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    module = MVTecAD(
+        write_part(tmp_path / "data"), "part", num_workers=0, train_batch_size=1, val_split_mode="same_as_test"
+    )
+    engine, model = quiet_engine(), tiny_model()
+    engine.fit(model, datamodule=module)
+    with pytest.raises(RuntimeError, match="this Engine has trained before, and its 1 epochs are over"):
+        engine.fit(model, datamodule=module)
+
+
+def test_no_validation_images_are_said(
+    tiny_model: Callable[..., Any], quiet_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    root = write_part(tmp_path / "data")
+    module = Folder(
+        "part", "train/good", root / "part", num_workers=0, val_split_mode="from_train", val_split_ratio=0.1,
+        test_split_mode="none", train_batch_size=1,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="There are no validation images, so there will be no thresholds"):
+        quiet_engine().fit(tiny_model(), datamodule=module)
