@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from anomalib_inp.data.multi_category import MultiCategory
     from anomalib_inp.models.inp_former import InpFormer
     from anomalib_inp.models.inp_former_plus_plus import InpFormerPlusPlus
+    from anomalib_inp.models.self_similarity import SelfSimilarity
     from anomalib_inp.pictures.visualizer import InpVisualizer
     from anomalib_inp.preprocessing import InpPreProcessor
     from anomalib_inp.runtime.model import ExportedModel
@@ -38,6 +39,7 @@ __all__ = [
     "InpPreProcessor",
     "InpVisualizer",
     "MultiCategory",
+    "SelfSimilarity",
 ]
 
 

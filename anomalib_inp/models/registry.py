@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MODELS = {
     "InpFormer": "anomalib_inp.models.inp_former",
     "InpFormerPlusPlus": "anomalib_inp.models.inp_former_plus_plus",
+    "SelfSimilarity": "anomalib_inp.models.self_similarity",
 }
 """Module of each model. A new model is one more line."""
 

