@@ -29,7 +29,7 @@ from anomalib_inp.data.file_checks import (
     pairs_of,
 )
 from anomalib_inp.data.loaders import image_paths_of
-from anomalib_inp.files import first_few
+from anomalib_inp.files import first_few, image_files
 from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.preprocessing import crop_box_of
 
@@ -94,6 +94,10 @@ class DataCheck(Callback):
         paths = image_paths_of(trainer.predict_dataloaders)
         headers = check_headers(dict.fromkeys(paths, False))
         say_how_deep([path for path, header in headers.items() if header.deep])
+        if len(paths) > 1 and (left_out := _linked(paths)):
+            rank_zero_warn(
+                f"{len(left_out)} images in linked folders are left out by anomalib: {first_few(left_out)}. Copy them, or predict with an export: anomalib-inp predict follows links."
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count."""
@@ -168,6 +172,18 @@ class DataCheck(Callback):
 def _cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _linked(paths: Sequence[str]) -> list[str]:
+    """List the images below those of a prediction that only a linked folder leads to."""
+    root, predicted = Path(os.path.commonpath([os.path.dirname(path) for path in paths])), set(paths)  # noqa: PTH120
+    others = [path for path in image_files(root) if str(path) not in predicted]
+    return [str(path) for path in others if any(place.is_symlink() for place in _below(path, root))]
+
+
+def _below(path: Path, root: Path) -> list[Path]:
+    """List the folders between a folder and a file below it."""
+    return [place for place in path.parents if place != root and place.is_relative_to(root)]
 
 
 def _look_at_files(datasets: Iterable[AnomalibDataset]) -> list[str]:

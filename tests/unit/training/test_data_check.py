@@ -191,3 +191,19 @@ def test_no_more_processes_read_images_than_there_are_cores(
     datamodule.num_workers = wanted
     quiet_engine(limit_val_batches=0).validate(tiny_model(), datamodule=datamodule)  # without starting any
     assert datamodule.num_workers == used
+
+
+def test_a_prediction_names_what_anomalib_leaves_out(
+    tiny_model: Make, quiet_engine: Make, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for index in range(3):
+        write(tmp_path / f"images/{index}.png", pixels(index))
+        write(tmp_path / f"store/{index}.png", pixels(index))
+    model = tiny_model()
+    quiet_engine().predict(model, data_path=tmp_path / "images")
+    quiet_engine().predict(model, data_path=tmp_path / "images/0.png")
+    assert not [warning for warning in recwarn if "left out" in str(warning.message)]
+    (tmp_path / "images/more").symlink_to(tmp_path / "store", target_is_directory=True)
+    with pytest.warns(UserWarning, match=r"3 images in linked folders are left out by anomalib: .*more/0\.png"):
+        predicted = quiet_engine().predict(model, data_path=tmp_path / "images", return_predictions=True)
+    assert len(predicted) == 3  # else nothing is left out
