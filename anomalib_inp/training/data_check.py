@@ -96,7 +96,8 @@ class DataCheck(Callback):
         say_how_deep([path for path, header in headers.items() if header.deep])
         if len(paths) > 1 and (left_out := _linked(paths)):
             rank_zero_warn(
-                f"{len(left_out)} images in linked folders are left out by anomalib: {first_few(left_out)}. Copy them, or predict with an export: anomalib-inp predict follows links."
+                f"{len(left_out)} images in linked folders are left out by anomalib: {first_few(left_out)}. Copy them, "
+                "or predict with an export: anomalib-inp predict follows links."
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
