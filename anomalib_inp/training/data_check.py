@@ -5,6 +5,7 @@
 
 import hashlib
 import os
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.error import URLError
@@ -142,7 +143,7 @@ class DataCheck(Callback):
             place = Path(getattr(data, "root", ""), str(getattr(data, "category", "")))
             msg = f"There is no folder {place}, and the data set cannot be downloaded: {exception.reason}."
             raise DataError(msg) from exception
-        if not isinstance(exception, OSError | SyntaxError):
+        if not isinstance(exception, OSError | SyntaxError) or not _is_of_an_image(exception):
             return
         datasets = [getattr(data, name, None) for name in ("train_data", "val_data", "test_data")]
         # validation images may be the test images: once is enough
@@ -168,6 +169,12 @@ class DataCheck(Callback):
                 f"{self._outside} of the {self._anomalous} anomalous {subset} images have their whole mask outside the "
                 "inspected centre: nobody can find these defects there. Without crop_size the whole image is inspected."
             )
+
+
+def _is_of_an_image(exception: BaseException) -> bool:
+    """Whether an error comes from Pillow, here or in a process that reads images: not of a checkpoint or a disk."""
+    frames = traceback.extract_tb(exception.__traceback__)
+    return "DataLoader worker" in str(exception) or any("PIL" in Path(frame.filename).parts for frame in frames)
 
 
 def _cores() -> int:

@@ -207,3 +207,13 @@ def test_a_prediction_names_what_anomalib_leaves_out(
     with pytest.warns(UserWarning, match=r"3 images in linked folders are left out by anomalib: .*more/0\.png"):
         predicted = quiet_engine().predict(model, data_path=tmp_path / "images", return_predictions=True)
     assert len(predicted) == 3  # else nothing is left out
+
+
+def test_a_missing_checkpoint_is_no_broken_image(
+    datamodule: MVTecAD, tiny_model: Make, quiet_engine: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    monkeypatch.setattr(data_check, "decode_fault", decoded.append)
+    with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt"):
+        quiet_engine().test(tiny_model(), datamodule=datamodule, ckpt_path=tmp_path / "nothing.ckpt")
+    assert not decoded
