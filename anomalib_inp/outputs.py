@@ -25,10 +25,17 @@ class PatchFeatures(NamedTuple):
         groups: Means of groups of tapped blocks, as many in each, from shallow to deep, each ``(B, N, D)``; the targets
             of a reconstruction.
         grid: Patch rows and columns ``(h, w)``, ``N = h * w``.
+        further: Tokens after further, shallower blocks ``(B, N, D)``, for readings that ask for them.
     """
 
     groups: list[Tensor]
     grid: tuple[int, int]
+    further: Sequence[Tensor] = ()
+
+    @property
+    def depths(self) -> list[Tensor]:
+        """All that the encoder delivers, from shallow to deep: further blocks and groups, each ``(B, N, D)``."""
+        return [*self.further, *self.groups]
 
     @property
     def fused(self) -> Tensor:
@@ -42,7 +49,8 @@ class PatchFeatures(NamedTuple):
 
     def full_precision(self) -> "PatchFeatures":
         """Cast what is in 16 bits to float32."""
-        return self._replace(groups=[_full(group) for group in self.groups])
+        further = [_full(tokens) for tokens in self.further]
+        return self._replace(groups=[_full(group) for group in self.groups], further=further)
 
 
 class Reconstruction(NamedTuple):

@@ -5,8 +5,6 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from functools import reduce
-from itertools import islice
 from typing import Any
 
 import torch
@@ -35,6 +33,15 @@ def default_target_layers(depth: int) -> list[int]:
     return [round(first + (last - first) * step / (count - 1)) for step in range(count)]
 
 
+def shallow_layers(depth: int) -> list[int]:
+    """Blocks before those that are tapped by default, and the first of them: of 12 blocks, 0, 1 and 2.
+
+    What is as fine as a patch, such as a thread of a fabric, is seen there alone.
+    """
+    first = default_target_layers(depth)[0]
+    return sorted({0, first // 2, first})
+
+
 class FrozenEncoder(nn.Module):
     """Turns images into patch features; never trains, and stays in eval mode inside a training parent.
 
@@ -47,6 +54,8 @@ class FrozenEncoder(nn.Module):
             (:func:`default_target_layers`). Blocks after the last one are dropped.
         num_groups: Groups of tapped blocks, equally many in each, whose means the patch features are; two halves in
             INP-Former.
+        further_layers: Blocks (0-based, increasing) whose tokens are delivered beside the groups; ``None`` takes
+            :func:`shallow_layers`.
 
     Attributes:
         embed_dim: Width ``D``.
@@ -54,6 +63,7 @@ class FrozenEncoder(nn.Module):
         patch_size: Side of a patch in pixels.
         target_layers: The tapped blocks.
         num_groups: Groups of them.
+        further_layers: Blocks that are delivered one by one beside the groups.
         digest: Fingerprint of the weights in use; a checkpoint notes it, so that it never meets another encoder.
 
     Raises:
@@ -61,7 +71,13 @@ class FrozenEncoder(nn.Module):
         ValueError: ``target_layers`` do not fit the backbone.
     """
 
-    def __init__(self, backbone: nn.Module, target_layers: Sequence[int] | None = None, num_groups: int = 2) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        target_layers: Sequence[int] | None = None,
+        num_groups: int = 2,
+        further_layers: Sequence[int] | None = (),
+    ) -> None:
         super().__init__()
         if not all(hasattr(backbone, part) for part in ("blocks", "patch_embed", "forward_intermediates")):
             msg = f"The encoder must be a Vision Transformer of timm, got {type(backbone).__name__}."
@@ -71,7 +87,9 @@ class FrozenEncoder(nn.Module):
             default_target_layers(depth) if target_layers is None else _checked_layers(target_layers, depth, num_groups)
         )
         self.num_groups = num_groups
-        backbone.prune_intermediate_layers(self.target_layers, prune_norm=True, prune_head=True)
+        self.further_layers = shallow_layers(depth) if further_layers is None else list(further_layers)
+        self.tapped = sorted({*self.further_layers, *self.target_layers})
+        backbone.prune_intermediate_layers(self.tapped, prune_norm=True, prune_head=True)
         self.embed_dim: int = backbone.embed_dim
         self.num_heads: int = backbone.blocks[0].attn.num_heads
         self.patch_size: int = backbone.patch_embed.patch_size[0]
@@ -84,11 +102,19 @@ class FrozenEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> PatchFeatures:
         """Encode normalised images ``(B, 3, H, W)``, whose height and width are multiples of the patch size."""
-        layers = self.tap(images)
         size = len(self.target_layers) // self.num_groups
-        # Added up as they come, so that no more than one layer is held.
-        groups = [reduce(torch.add, islice(layers, size)) / size for _ in range(self.num_groups)]
-        return PatchFeatures(groups, self.grid(images))
+        sums: list[Tensor] = []
+        further: list[Tensor] = []
+        # Added up as they come, so that no more than one layer of a group is held.
+        for layer, tokens in zip(self.tapped, self.tap(images), strict=True):
+            if layer in self.further_layers:
+                further.append(tokens)
+            if layer in self.target_layers:
+                if self.target_layers.index(layer) % size == 0:
+                    sums.append(tokens)
+                else:
+                    sums[-1] = sums[-1] + tokens
+        return PatchFeatures([total / size for total in sums], self.grid(images), further)
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Patch rows and columns ``(h, w)`` of images ``(B, 3, H, W)``.
@@ -110,13 +136,13 @@ class FrozenEncoder(nn.Module):
         """Patch tokens after each tapped block, each ``(B, N, D)``."""
         if not isinstance(self.backbone, VisionTransformer):  # rotary positions (timm's Eva) need no table of ours
             yield from self.backbone.forward_intermediates(
-                images, indices=self.target_layers, norm=False, output_fmt="NLC", intermediates_only=True
+                images, indices=self.tapped, norm=False, output_fmt="NLC", intermediates_only=True
             )
             return
         tokens = self.prepare_tokens(images)
         for index, block in enumerate(self.backbone.blocks):
             tokens = block(tokens)
-            if index in self.target_layers:
+            if index in self.tapped:
                 yield tokens[:, self.backbone.num_prefix_tokens :]
 
     def prepare_tokens(self, images: Tensor) -> Tensor:

