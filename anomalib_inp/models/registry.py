@@ -16,6 +16,7 @@ MODELS = {
     "InpFormer": "anomalib_inp.models.inp_former",
     "InpFormerPlusPlus": "anomalib_inp.models.inp_former_plus_plus",
     "SelfSimilarity": "anomalib_inp.models.self_similarity",
+    "TokenMemory": "anomalib_inp.models.token_memory",
 }
 """Module of each model. A new model is one more line."""
 

@@ -12,6 +12,7 @@ from anomalib_inp.models.encoder_model import EncoderModel
 from anomalib_inp.networks.tokens import TokensOnly
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.scoring.neighbourhood import NeighbourhoodRegression
+from anomalib_inp.scoring.readings import Reading
 from anomalib_inp.scoring.self_similarity import SelfDistance
 
 
@@ -61,5 +62,8 @@ class SelfSimilarity(EncoderModel, AnomalibModule):
 
     def build_detector(self, encoder: FrozenEncoder) -> Detector:
         """Build the encoder's tokens and how they are compared."""
-        readings = {"self_distance": [SelfDistance(self.nearest)], "grnr": [NeighbourhoodRegression()]}
-        return Detector(TokensOnly(encoder), readings)
+        maps: dict[str, list[Reading]] = {
+            "self_distance": [SelfDistance(self.nearest)],
+            "grnr": [NeighbourhoodRegression()],
+        }
+        return Detector(TokensOnly(encoder), maps)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from anomalib.data import ImageBatch
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
@@ -17,7 +18,10 @@ from torch.optim import Optimizer
 
 from anomalib_inp.models.encoder_model import EncoderModel
 from anomalib_inp.outputs import PatchFeatures, Reconstruction, TrainingBatch, full_precision
+from anomalib_inp.pictures.depths import DepthPicture
+from anomalib_inp.scoring.memory import NormalMemory
 from anomalib_inp.training.feature_cache import CacheDtype, FeatureCache
+from anomalib_inp.training.memory_fill import Depths, MemoryFill
 from anomalib_inp.training.recipe import Recipe
 from anomalib_inp.training.training_data import TrainingData
 
@@ -44,6 +48,9 @@ class TrainedModel(EncoderModel):
         feature_cache_dtype: CacheDtype = "float32",
         feature_cache_dir: str | None = None,
         compile: bool = False,  # noqa: A002
+        memory: bool = False,
+        memory_size: int = 2500,
+        depths: Depths = "auto",
         **kwargs: Any,
     ) -> None:
         """Build the model.
@@ -64,6 +71,11 @@ class TrainedModel(EncoderModel):
             feature_cache_dtype: Precision of the cached features, ``float32`` or ``bfloat16`` (half the size).
             feature_cache_dir: Folder of the caches on disk; by default the user's cache folder.
             compile: Train with ``torch.compile``; needs a C++ compiler, and the first step takes a minute.
+            memory: Remember tokens of the training images too, at several depths, before the first step; the map
+                ``fused`` is then of all that there is.
+            memory_size: Tokens that are remembered at each depth.
+            depths: How depths are weighted: ``auto`` by how well each finds pseudo-anomalies, ``equal``, or a weight
+                for each of them, from shallow to deep.
             **kwargs: Arguments of :class:`EncoderModel`.
 
         Raises:
@@ -85,6 +97,9 @@ class TrainedModel(EncoderModel):
         cache = None
         if feature_cache and feature_cache != "off":
             cache = FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir)
+        fill = MemoryFill(memory_size, depths)
+        self.memory_fill = fill if memory else None
+        self.further_layers = None if memory else ()
         super().__init__(encoder, encoder_weights, **kwargs)
         self.recipe = chosen
         self.gradient_clip = gradient_clip
@@ -138,9 +153,31 @@ class TrainedModel(EncoderModel):
         for group in optimizer.param_groups if limit > 0 else ():
             clip(group["params"], limit)
 
+    def build_memory(self) -> NormalMemory | None:
+        """Build what normal tokens are remembered in, if they are."""
+        return None if self.memory_fill is None else NormalMemory()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load weights and, where the training has filled one, the memory.
+
+        Raises:
+            ValueError: The checkpoint has a memory and the model none, or the other way round.
+        """
+        filled = NormalMemory.is_in(checkpoint["state_dict"])
+        if filled != (self.memory_fill is not None):
+            has, switch = ("a", "true") if filled else ("no", "false")
+            msg = f"The checkpoint has {has} memory: build the model with --model.memory {switch}."
+            raise ValueError(msg)
+        super().on_load_checkpoint(checkpoint)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add a picture of what each depth sees, where tokens are remembered."""
+        pictures = [] if self.memory_fill is None else [DepthPicture(self.memory_fill)]
+        return [*super().configure_callbacks(), *pictures]
+
     def training_data(self) -> TrainingData:
         """Say what stands in for the training images: what a cache holds of them, if there is one."""
-        return TrainingData(self.feature_cache)
+        return TrainingData(self.feature_cache, memory=self.memory_fill)
 
 
 def reconstruct(network: nn.Module, source: Tensor | PatchFeatures) -> Reconstruction:

@@ -4,6 +4,7 @@
 """The detector: what runs at inference and what is exported."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from anomalib.data import InferenceBatch
@@ -13,6 +14,8 @@ from anomalib_inp.outputs import Reconstruction, full_precision
 from anomalib_inp.scoring.image_score import image_score
 from anomalib_inp.scoring.readings import Reading
 from anomalib_inp.scoring.smoothing import Smoothing
+
+Head = TypeVar("Head", bound=nn.Module)
 
 
 class Detector(nn.Module):
@@ -55,6 +58,10 @@ class Detector(nn.Module):
             msg = f"The anomaly map must be one of {', '.join(self.maps)}, got {name!r}."
             raise ValueError(msg)
         self._map = name
+
+    def head_of(self, kind: type[Head]) -> Head | None:
+        """Find the reading of a kind that learns or remembers, whichever map is shown."""
+        return next((head for head in self.heads if isinstance(head, kind)), None)
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Detect anomalies in normalised images ``(B, 3, H, W)``: maps ``(B, 1, h, w)`` and scores ``(B,)``."""

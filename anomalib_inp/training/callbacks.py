@@ -42,7 +42,7 @@ class DefaultEpochs(Callback):
     """Replaces Lightning's fallback of 1000 epochs, used where the user gives no length, by the paper's 200.
 
     A model's ``trainer_arguments`` cannot say so: they would beat a length that the user gives. A model with nothing to
-    train takes one epoch, whatever length is given: more would change nothing.
+    train takes one step, whatever length is given: more would change nothing.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -51,7 +51,8 @@ class DefaultEpochs(Callback):
             return
         if not is_trained(pl_module):
             trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = 1, -1
-            rank_zero_info("There is nothing to train: the training images pass once.")
+            trainer.limit_train_batches = min(1, trainer.limit_train_batches)
+            rank_zero_info("There is nothing to train: one batch of training images passes, then come the thresholds.")
         elif trainer.max_epochs == LIGHTNING_FALLBACK_EPOCHS and trainer.max_steps == -1:
             trainer.fit_loop.max_epochs = DEFAULT_EPOCHS
             rank_zero_info(

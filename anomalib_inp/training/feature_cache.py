@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -50,20 +50,30 @@ class CachedFeatures:
     """Patch features of a set of images.
 
     Args:
-        source: The features ``(images, groups, N, D)``, or the file that holds them.
+        source: The features of each depth, from shallow to deep ``(images, K, N, D)``, or the file that holds them.
         grid: Patch rows and columns ``(h, w)``.
+        num_further: How many of the depths are further blocks; the others are the groups.
     """
 
-    def __init__(self, source: Tensor | Path, grid: tuple[int, int]) -> None:
+    def __init__(self, source: Tensor | Path, grid: tuple[int, int], num_further: int = 0) -> None:
         self.source = source
         self.grid = grid
+        self.num_further = num_further
         self._mapped: Tensor | None = None
 
     def __getitem__(self, indices: list[int]) -> PatchFeatures:
-        """Read the features of a batch."""
+        """Read the features of a batch that training needs: the groups."""
+        mapped = self._map()
+        return PatchFeatures([mapped[indices, group] for group in range(self.num_further, mapped.shape[1])], self.grid)
+
+    def depths(self, indices: list[int]) -> Tensor:
+        """Read the features of a batch at all depths, ``(B, K, N, D)``."""
+        return self._map()[indices]
+
+    def _map(self) -> Tensor:
         if self._mapped is None:
             self._mapped = self.source if isinstance(self.source, Tensor) else map_features(self.source)
-        return PatchFeatures([self._mapped[indices, group] for group in range(self._mapped.shape[1])], self.grid)
+        return self._mapped
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapping behind: a worker process makes its own, of the same memory."""
@@ -111,7 +121,7 @@ class FeatureCache:
             raise DataError(msg)
         encoder = pl_module.model.network.encoder
         rows, columns = (side // encoder.patch_size for side in pre_processor.crop_size)
-        shape = (len(images), encoder.num_groups, rows * columns, encoder.embed_dim)
+        shape = (len(images), len(encoder.depth_names), rows * columns, encoder.embed_dim)
         features = encode(trainer, pl_module, images)
         with isolate_rng():  # the training draws the same numbers, cached or not
             if self.store == "memory":
@@ -128,8 +138,10 @@ class FeatureCache:
                     "dtype": self.dtype,
                     "images": digest_of(images.samples),
                 }
+                if encoder.further_layers:
+                    description["further_layers"] = json.dumps(encoder.further_layers)
                 source = self._write(shape, features, description)
-        return CachedFeatures(source, (rows, columns))
+        return CachedFeatures(source, (rows, columns), len(encoder.further_layers))
 
     def _keep(self, shape: tuple[int, ...], features: Iterator[Tensor], processes: int) -> Tensor:
         size, memory = num_bytes(shape, self.dtype), _memory()
@@ -173,16 +185,32 @@ class FeatureCache:
 
 
 def encode(trainer: Trainer, pl_module: LightningModule, images: AnomalibDataset) -> Iterator[Tensor]:
-    """Encode images as training would, batch by batch: features ``(B, groups, N, D)``, on the CPU."""
-    data, device = trainer.datamodule, trainer.strategy.root_device
-    encoder, transform = pl_module.model.network.encoder.to(device), pl_module.pre_processor.transform
+    """Encode images as training would, batch by batch: features at all depths ``(B, K, N, D)``, on the CPU."""
+    data, transform = trainer.datamodule, transform_of(pl_module)
     batches = DataLoader(
         images, batch_size=data.train_batch_size, num_workers=data.num_workers, collate_fn=images.collate_fn
     )
     for batch in track(batches, "Encoding the training images"):
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            groups = encoder(transform(batch.image.to(device))).groups
-        yield torch.stack(groups, dim=1).cpu()
+        yield torch.stack(encode_batch(trainer, pl_module, transform(batch.image)).depths, dim=1).cpu()
+
+
+@torch.no_grad()
+def encode_batch(trainer: Trainer, pl_module: LightningModule, images: Tensor) -> PatchFeatures:
+    """Encode images ``(B, 3, H, W)``, transformed already, as training would: on its device, in its precision."""
+    device = trainer.strategy.root_device
+    encoder = pl_module.model.network.encoder.to(device)
+    with trainer.precision_plugin.forward_context():
+        return encoder(images.to(device))
+
+
+def transform_of(pl_module: LightningModule) -> Callable[..., Any]:
+    """Find what a model does to images, and masks beside them, before they are encoded."""
+    pre_processor = pl_module.pre_processor
+    return (
+        (lambda *images: images[0] if len(images) == 1 else images)
+        if pre_processor is None
+        else pre_processor.transform
+    )
 
 
 def digest_of(samples: DataFrame) -> str:

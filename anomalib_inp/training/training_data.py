@@ -18,6 +18,7 @@ from anomalib_inp.data.labelled import LabelledAnomalies
 from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly, texture_files
 from anomalib_inp.outputs import TrainingBatch
 from anomalib_inp.training.feature_cache import WITHOUT_CACHE, CachedFeatures, FeatureCache
+from anomalib_inp.training.memory_fill import MemoryFill
 
 
 class DerivedDataset(Dataset):
@@ -71,7 +72,7 @@ class TrainingData(Callback):
     """Puts what a model is trained on in the place of the training images, and gives the images back in the end.
 
     In this order: labelled anomalies are found and taken out of what is tested, the features of the training images are
-    cached, and pseudo-anomalous images stand beside the images or their features.
+    cached, a memory is filled, and pseudo-anomalous images stand beside the images or their features.
 
     Args:
         cache: Where the features are kept; ``None`` encodes the images anew in every epoch.
@@ -79,6 +80,7 @@ class TrainingData(Callback):
             with the textures of the folder and the defects of the labelled anomalies.
         textures: Folder of texture images for it, if any; nothing but a training looks for it.
         labelled: Labelled anomalies, if any.
+        memory: Fills a memory with the training images; ``None`` where there is none.
     """
 
     def __init__(
@@ -87,11 +89,13 @@ class TrainingData(Callback):
         pseudo_anomaly: PseudoAnomaly | None = None,
         textures: str | Path | None = None,
         labelled: LabelledAnomalies | None = None,
+        memory: MemoryFill | None = None,
     ) -> None:
         self.cache = cache
         self.pseudo_anomaly = pseudo_anomaly
         self.textures = textures
         self.labelled = labelled
+        self.memory = memory
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace the training images where a training begins; test on nothing that has been trained on.
@@ -107,15 +111,17 @@ class TrainingData(Callback):
             if stage == "fit":
                 self.labelled.find(data)
             self.labelled.take_out(data)
-        if stage != "fit" or (self.cache is None and self.pseudo_anomaly is None):
+        if stage != "fit" or (self.cache is None and self.pseudo_anomaly is None and self.memory is None):
             return
         images = self._images_of(trainer)
         features = None if self.cache is None else self.cache.features_of(images, trainer, pl_module)
-        pseudo_anomaly = copy.copy(self.pseudo_anomaly)
-        if pseudo_anomaly is not None:
-            pseudo_anomaly.textures = textures
-            pseudo_anomaly.defects = [] if self.labelled is None else self.labelled.defects
-        data.train_data = DerivedDataset(images, features, pseudo_anomaly)
+        pseudo_anomaly = copy.copy(self.pseudo_anomaly or PseudoAnomaly())
+        pseudo_anomaly.textures = textures
+        pseudo_anomaly.defects = [] if self.labelled is None else self.labelled.defects
+        if self.memory is not None:
+            self.memory(trainer, pl_module, images, features, pseudo_anomaly)
+        if features is not None or self.pseudo_anomaly is not None:
+            data.train_data = DerivedDataset(images, features, pseudo_anomaly if self.pseudo_anomaly else None)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the images back."""
@@ -131,15 +137,14 @@ class TrainingData(Callback):
     def _images_of(self, trainer: Trainer) -> AnomalibDataset:
         data = trainer.datamodule
         if not hasattr(data, "train_data") or getattr(data, "external_collate_fn", None) is not None:
-            needs, instead = (
-                ("Pseudo-anomalies need", "Train without the segmentation head: --model.head false.")
-                if self.cache is None
-                else ("The feature cache needs", WITHOUT_CACHE)
-            )
-            msg = (
-                f"{needs} a data module with train_data and no collate function of its own, got {type(data).__name__}. "
-                f"{instead}"
-            )
+            if self.cache is not None:
+                needs, instead = "The feature cache needs", f" {WITHOUT_CACHE}"
+            elif self.pseudo_anomaly is not None:
+                needs, instead = "Pseudo-anomalies need", " Train without the segmentation head: --model.head false."
+            else:
+                needs, instead = "A memory needs", ""
+            got = "plain data loaders" if data is None else type(data).__name__
+            msg = f"{needs} a data module with train_data and no collate function of its own, got {got}.{instead}"
             raise DataError(msg)
         return data.train_data
 

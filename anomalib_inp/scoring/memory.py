@@ -1,0 +1,171 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How far a token is from everything normal that is remembered, at several depths of the encoder."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from math import isnan
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anomalib_inp.distances import length
+from anomalib_inp.outputs import Reconstruction
+from anomalib_inp.scoring.readings import Reading
+
+TEMPERATURE = 0.03
+"""Average precision that makes a depth e times as heavy as another one."""
+
+SCALE = 0.2
+"""What a standard deviation of normal images counts beside the head's probabilities and the decoder's distances."""
+LEAST_SPREAD = 1e-3
+"""Images that are all alike have no spread to divide by."""
+
+
+class NormalTokens(NamedTuple):
+    """Normal tokens to choose a memory from.
+
+    Attributes:
+        tokens: Unit vectors at each depth ``(K, P, D)``.
+        images: The image that each is of ``(P,)``.
+    """
+
+    tokens: Tensor
+    images: Tensor
+
+
+class NormalMemory(nn.Module):
+    """Distance of each token to the nearest normal token, at several depths, in standard deviations of normal images.
+
+    A defect is seen at some depths and not at others: threads of a fabric in the first blocks alone, a missing part in
+    the deep ones. So the cosine distance of each depth is standardised by what it is on normal images, and the depths
+    are weighted (:func:`weights_of`). It is empty until :meth:`remember`.
+
+    Attributes:
+        tokens: What is remembered, unit vectors in 16 bits ``(K, M, D)``, ``K`` depths of ``M`` tokens.
+        mean: Mean distance of normal images ``(K,)``.
+        spread: Their standard deviation ``(K,)``.
+        weights: Weight of each depth ``(K,)``; their sum is 1.
+        average_precision: What the weights come from ``(K,)``; NaN where they were given.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.empty(0, 0, 0, dtype=torch.float16))
+        for name in ("mean", "spread", "weights", "average_precision"):
+            self.register_buffer(name, torch.empty(0))
+
+    def forward(self, reconstruction: Reconstruction) -> Tensor:
+        """Compare the tokens of images with what is remembered: ``(B, h, w)``, 0 for the mean of normal images.
+
+        Raises:
+            RuntimeError: Nothing is remembered.
+        """
+        if not self.tokens.numel():
+            msg = "The memory is empty: it is filled by a training (anomalib train, Engine.fit), before its first step."
+            raise RuntimeError(msg)
+        features = reconstruction.features
+        tokens = self.tokens.to(features.groups[0].dtype)
+        standardised = [
+            weight * (nearest_distance(depth, remembered) - mean) / spread
+            for depth, remembered, weight, mean, spread in zip(
+                features.depths, tokens, self.weights, self.mean, self.spread, strict=True
+            )
+        ]
+        return torch.stack(standardised).sum(dim=0).unflatten(1, features.grid)
+
+    def remember(self, normal: NormalTokens, size: int) -> Tensor:
+        """Remember, at each depth, the normal tokens that cover all others best.
+
+        Args:
+            normal: Normal tokens.
+            size: How many to remember at each depth; all where there are no more.
+
+        Returns:
+            The image of each remembered token ``(K, M)``.
+        """
+        chosen = torch.stack([k_centres(tokens, size) for tokens in normal.tokens])  # (K, M)
+        self.tokens = torch.stack([tokens[kept] for tokens, kept in zip(normal.tokens, chosen, strict=True)]).half()
+        return normal.images[chosen]
+
+    def weigh(self, mean: Tensor, spread: Tensor, weights: Tensor, average_precision: Tensor) -> None:
+        """Set the statistics and the weights of the depths, each ``(K,)``."""
+        self.mean, self.spread = mean.float(), spread.float().clamp(min=LEAST_SPREAD)
+        self.weights, self.average_precision = weights.float(), average_precision.float()
+
+    def describe(self, names: Sequence[str]) -> str:
+        """Say how depths of these names are weighted, and how well each finds anomalies, where that was measured."""
+        rows = zip(names, self.weights.tolist(), self.average_precision.tolist(), strict=True)
+        parts = [f"{name} {weight:.2f}" + ("" if isnan(found) else f" ({found:.3f})") for name, weight, found in rows]
+        found = "" if self.average_precision.isnan().any() else " (pixel AP on pseudo-anomalies)"
+        return f"Weights of the depths{found}: {', '.join(parts)}."
+
+    @staticmethod
+    def is_in(names: Iterable[str]) -> bool:
+        """Tell whether a memory is among the tensors of a checkpoint, by their names."""
+        return any(name.endswith(".average_precision") for name in names)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the sizes of a checkpoint: how much is remembered is part of what was learnt."""
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            if (stored := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, buffer.new_empty(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def nearest_distance(tokens: Tensor, remembered: Tensor) -> Tensor:
+    """Cosine distance of tokens to the nearest remembered one.
+
+    Args:
+        tokens: Patch tokens ``(..., N, D)``.
+        remembered: Unit vectors ``(M, D)``.
+
+    Returns:
+        Distances ``(..., N)`` in [0, 2].
+    """
+    return 1 - (tokens @ remembered.transpose(-2, -1)).amax(dim=-1) / length(tokens)
+
+
+def beside(memory: NormalMemory) -> Reading:
+    """Read a memory on the scale that it is added to other readings on."""
+    return partial(_scaled, memory)  # which can be pickled, as a function in a function cannot
+
+
+def _scaled(memory: NormalMemory, reconstruction: Reconstruction) -> Tensor:
+    return SCALE * memory(reconstruction)
+
+
+def weights_of(average_precision: Tensor) -> Tensor:
+    """Weigh depths by how well each finds anomalies, given as average precision ``(K,)``: ``(K,)``, sum 1."""
+    return torch.softmax(average_precision / TEMPERATURE, dim=0)
+
+
+def k_centres(tokens: Tensor, count: int) -> Tensor:
+    """Choose tokens one by one, each the one that is farthest from all chosen before (k-centre greedy).
+
+    It is anomalib's, but for the random projection, which costs accuracy here, and the first token, which is no random
+    one.
+
+    Args:
+        tokens: Unit vectors ``(P, D)``.
+        count: How many; all where there are no more.
+
+    Returns:
+        Indices ``(min(count, P),)``, in the order of choice.
+    """
+    if count >= len(tokens):
+        return torch.arange(len(tokens), device=tokens.device)
+    nearest = torch.full((len(tokens),), -2.0, device=tokens.device, dtype=tokens.dtype)
+    chosen = [torch.zeros((), dtype=torch.long, device=tokens.device)]
+    for _ in range(count - 1):
+        nearest = torch.maximum(nearest, tokens @ tokens[chosen[-1]])
+        chosen.append(nearest.argmin())
+    return torch.stack(chosen)
+
+
+def directions(depths: Sequence[Tensor]) -> Tensor:
+    """Normalise the tokens of each depth, ``K`` times ``(B, N, D)``, into unit vectors ``(B, K, N, D)``."""
+    return F.normalize(torch.stack(list(depths), dim=1), dim=-1)

@@ -1,0 +1,252 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Fills a memory with normal tokens of the training images, and weighs its depths, before the first step."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataset
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from pandas import factorize
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.classification import binary_average_precision
+from torchvision.tv_tensors import Mask
+
+from anomalib_inp.data.file_checks import DataError
+from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly
+from anomalib_inp.files import readable
+from anomalib_inp.scoring.memory import NormalMemory, NormalTokens, directions, nearest_distance, weights_of
+from anomalib_inp.training.feature_cache import CachedFeatures, encode, encode_batch, transform_of
+
+Depths = Literal["auto", "equal"] | list[float]
+
+CANDIDATES = 4
+"""Tokens drawn at random for each that is remembered: more cost time and change nothing (docs/memory.md)."""
+MEASURED = 32
+"""Images that depths are measured on, at most."""
+PIXEL_STRIDE = 2
+"""Of a map that is upsampled from patches and blurred, every second pixel in each direction holds what all hold."""
+BATCH = 8
+EXAMPLES = 2
+"""Images that are shown."""
+
+
+class Example(NamedTuple):
+    """What each depth sees of an image that was made anomalous.
+
+    Attributes:
+        image: The image, uint8 ``(H, W, 3)``.
+        mask: What was changed ``(H, W)``.
+        maps: Map of each depth, in standard deviations of normal images ``(K, h, w)``.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    maps: np.ndarray
+
+
+class Others(NamedTuple):
+    """What is remembered, for comparing a training image with that of all others.
+
+    Attributes:
+        images: The image that each token is of ``(K, M)``.
+        tokens: What is remembered, unit vectors ``(K, M, D)``.
+        numbers: Number of each training image; all views of an image have the same.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    numbers: Tensor
+
+    def distances(self, tokens: Tensor, place: int) -> Tensor:
+        """Compare tokens ``(K, N, D)`` of a training image with what is remembered of all others: ``(K, N)``."""
+        number, depths = self.numbers[place], zip(tokens.float(), self.tokens, self.images, strict=True)
+        return torch.stack([nearest_distance(each, known[of != number].float()) for each, known, of in depths])
+
+
+class MemoryFill:
+    """Fills a memory in one pass over the training images, and weighs its depths by pseudo-anomalies.
+
+    How well a depth sees anomalies is measured on training images that are made anomalous, each compared with what is
+    remembered of all others, by the average precision of the pixels.
+
+    Args:
+        size: Tokens to remember at each depth.
+        depths: How depths are weighted: ``auto`` by pseudo-anomalies, ``equal``, or a weight for each, from shallow to
+            deep.
+
+    Attributes:
+        examples: What each depth has seen of some images that were made anomalous, once it was measured.
+
+    Raises:
+        ValueError: A size below 1, or weights that are negative or all 0.
+    """
+
+    def __init__(self, size: int, depths: Depths) -> None:
+        if size < 1:
+            msg = f"memory_size must be at least 1 token at each depth, got {size}."
+            raise ValueError(msg)
+        if isinstance(depths, str):
+            if depths not in {"auto", "equal"}:
+                msg = f"depths must be auto, equal or a list of weights, got {depths!r}."
+                raise ValueError(msg)
+        elif not all(0 <= weight < math.inf for weight in depths) or not sum(depths):
+            msg = f"The weights of the depths must not be negative, nor all 0, got {list(depths)}."
+            raise ValueError(msg)
+        self.size = size
+        self.depths = depths
+        self.examples: list[Example] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the pictures out of a model that is pickled (``to_torch``)."""
+        return {**self.__dict__, "examples": []}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        images: AnomalibDataset,
+        cached: CachedFeatures | None,
+        pseudo_anomaly: PseudoAnomaly,
+    ) -> None:
+        """Fill the memory of a model.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The model.
+            images: The training images.
+            cached: What a cache holds of them; ``None`` encodes them.
+            pseudo_anomaly: What makes images anomalous; here, each one is.
+
+        Raises:
+            DataError: There is a single training image, which cannot be compared with others; or there are weights for
+                another number of depths.
+        """
+        memory, names = pl_module.model.head_of(NormalMemory), pl_module.model.network.encoder.depth_names
+        if not isinstance(self.depths, str) and len(self.depths) != len(names):
+            msg = (
+                f"depths needs a weight for each of {len(names)} depths ({', '.join(names)}), got {list(self.depths)}."
+            )
+            raise DataError(msg)
+        if len(images) < 2:
+            msg = (
+                f"A memory compares the training images with each other, but there is {len(images)}. For so few: "
+                "--data MultiCategory --data.shots 1 makes 22 views of each image."
+            )
+            raise DataError(msg)
+        paths = images.samples.image_path
+        # Views of one image alone are told from each other; else all views of an image go together.
+        number = torch.arange(len(images)) if paths.nunique() == 1 else torch.from_numpy(factorize(paths)[0])
+        measured = torch.linspace(0, len(images) - 1, min(MEASURED, len(images))).round().long().tolist()
+        with isolate_rng():  # the training draws the same numbers, with or without a memory
+            seed = int(torch.randint(2**31, ()))
+            normal, kept = self._draw(self._encoded(trainer, pl_module, images, cached), number, measured, seed)
+            others = Others(memory.remember(normal, self.size), memory.tokens, number)
+            distances = torch.stack([others.distances(kept[place], place) for place in measured])  # (images, K, N)
+            mean, spread = distances.mean(dim=(0, 2)), distances.std(dim=(0, 2))
+            found = torch.full_like(mean, torch.nan)
+            if self.depths == "auto":
+                torch.manual_seed(seed)  # reading images draws numbers, and a cache reads none
+                found = self._measure(trainer, pl_module, images, distances, measured, others, pseudo_anomaly)
+        if self.depths == "auto":
+            weights = weights_of(found)
+        elif self.depths == "equal":
+            weights = torch.full_like(mean, 1 / len(mean))
+        else:
+            weights = torch.tensor(self.depths) / sum(self.depths)
+        memory.weigh(mean, spread, weights, found)
+        memory.to(pl_module.device)
+        views = f"{len(images)} views of {paths.nunique()}" if paths.nunique() < len(images) else f"{len(images)}"
+        rank_zero_info(
+            f"Memory: {memory.tokens.shape[1]} tokens of {views} images at each of {len(names)} depths, "
+            f"{readable(memory.tokens.nbytes)}. {memory.describe(names)}"
+        )
+
+    def _encoded(
+        self, trainer: Trainer, pl_module: LightningModule, images: AnomalibDataset, cached: CachedFeatures | None
+    ) -> Iterator[Tensor]:
+        """Unit vectors of the images, in their order, batch by batch ``(B, K, N, D)``."""
+        if cached is None:
+            yield from (F.normalize(tokens.float(), dim=-1) for tokens in encode(trainer, pl_module, images))
+            return
+        for first in range(0, len(images), BATCH):
+            places = list(range(first, min(first + BATCH, len(images))))
+            yield F.normalize(cached.depths(places).float(), dim=-1)
+
+    def _draw(
+        self, encoded: Iterator[Tensor], number: Tensor, measured: Sequence[int], seed: int
+    ) -> tuple[NormalTokens, dict[int, Tensor]]:
+        """Draw as many tokens of each image, and keep all of those that are measured on."""
+        each = math.ceil(CANDIDATES * self.size / len(number))
+        generator = torch.Generator().manual_seed(seed)
+        drawn, of_image, kept = [], [], {}
+        place = 0
+        for batch in encoded:
+            for tokens in batch:  # (K, N, D)
+                chosen = torch.randperm(tokens.shape[1], generator=generator)[:each]
+                drawn.append(tokens[:, chosen])
+                of_image.append(number[place].expand(len(chosen)))
+                if place in measured:
+                    kept[place] = tokens.half()
+                place += 1
+        return NormalTokens(torch.cat(drawn, dim=1), torch.cat(of_image)), kept
+
+    def _measure(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        images: AnomalibDataset,
+        normal: Tensor,
+        measured: Sequence[int],
+        others: "Others",
+        pseudo_anomaly: PseudoAnomaly,
+    ) -> Tensor:
+        """Average precision of each depth ``(K,)`` on images made anomalous, and on the same images as they are."""
+        transform, smoothing = transform_of(pl_module), pl_module.model.smoothing
+        maps, masks = [], []
+        shown: list[tuple[Tensor, Tensor]] = []
+        pseudo_anomaly = copy.copy(pseudo_anomaly)
+        pseudo_anomaly.probability = 1.0
+        for first in range(0, len(measured), BATCH):
+            places = measured[first : first + BATCH]
+            batch = images.collate_fn([images[place] for place in places])
+            anomalous = _made_anomalous(pseudo_anomaly, batch.image)
+            shown += list(zip(*anomalous, strict=True))[: EXAMPLES - len(shown)]
+            changed, mask = transform(*anomalous)
+            features = encode_batch(trainer, pl_module, changed)
+            encoded = directions(features.depths).cpu()  # (B, K, N, D)
+            found = torch.stack([others.distances(*each) for each in zip(encoded, places, strict=True)])
+            for distances in (found, normal[first : first + BATCH]):  # (B, K, N)
+                readings = distances.flatten(0, 1).unflatten(1, features.grid)
+                maps.append(smoothing.cpu()(readings, tuple(changed.shape[-2:])).unflatten(0, distances.shape[:2]))
+            size = maps[-1].shape[-2:]
+            mask = F.interpolate(mask.unsqueeze(1).float(), size=size, mode="nearest").squeeze(1).bool()
+            masks += [mask, torch.zeros_like(mask)]
+        smoothing.to(pl_module.device)
+        values = torch.cat(maps)[:, :, 0, ::PIXEL_STRIDE, ::PIXEL_STRIDE]  # (images, K, h, w)
+        truth = torch.cat(masks)[:, ::PIXEL_STRIDE, ::PIXEL_STRIDE].flatten().int()
+        mean, spread = (getattr(normal, name)(dim=(0, 2)).view(-1, 1, 1) for name in ("mean", "std"))
+        self.examples = [
+            Example(_pixels(image), mask.bool().numpy(), ((found[:, 0] - mean) / spread).numpy())
+            for (image, mask), found in zip(shown, maps[0], strict=False)
+        ]
+        found = [binary_average_precision(depth.flatten(), truth) for depth in values.unbind(dim=1)]
+        return torch.stack(found).nan_to_num()  # NaN where a crop holds nothing of what was changed
+
+
+def _made_anomalous(pseudo_anomaly: PseudoAnomaly, images: Tensor) -> tuple[Tensor, Mask]:
+    changed, masks = pseudo_anomaly(images.as_subclass(Tensor))
+    return changed, Mask(masks)
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()

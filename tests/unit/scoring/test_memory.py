@@ -1,0 +1,124 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+import pickle
+
+import pytest
+import torch
+from anomalib.models.components.sampling import KCenterGreedy
+from torch.nn import functional as F
+from torch.nn.functional import cosine_similarity
+
+from anomalib_inp.outputs import PatchFeatures, Reconstruction
+from anomalib_inp.scoring.memory import (
+    NormalMemory,
+    NormalTokens,
+    beside,
+    directions,
+    k_centres,
+    nearest_distance,
+    weights_of,
+)
+
+
+def unit(*shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape), dim=-1)
+
+
+@pytest.fixture
+def features() -> PatchFeatures:
+    torch.manual_seed(0)
+    return PatchFeatures([torch.randn(2, 6, 8)], (2, 3), [torch.randn(2, 6, 8) * 3])
+
+
+@pytest.fixture
+def memory() -> NormalMemory:
+    torch.manual_seed(1)
+    filled = NormalMemory()
+    filled.remember(NormalTokens(unit(2, 20, 8), torch.arange(20)), 20)
+    filled.weigh(torch.tensor([0.3, 0.5]), torch.tensor([0.1, 0.2]), torch.tensor([0.25, 0.75]), torch.tensor([1, 0]))
+    return filled
+
+
+def test_the_nearest_by_another_librarys_cosine() -> None:
+    torch.manual_seed(0)
+    tokens, known = torch.randn(2, 5, 8) * 7, unit(9, 8)
+    cosines = cosine_similarity(tokens.unsqueeze(2), known.view(1, 1, 9, 8), dim=-1)
+    torch.testing.assert_close(nearest_distance(tokens, known), 1 - cosines.max(dim=-1).values)
+    torch.testing.assert_close(nearest_distance(known * 3, known), torch.zeros(9), rtol=0, atol=1e-6)
+
+
+def test_depths_are_standardised_and_weighted(memory, features) -> None:
+    shallow, deep = features.depths
+    expected = 0.25 * (nearest_distance(shallow, memory.tokens[0].float()) - 0.3) / 0.1
+    expected = expected + 0.75 * (nearest_distance(deep, memory.tokens[1].float()) - 0.5) / 0.2
+    found = memory(Reconstruction(features))
+    assert found.shape == (2, 2, 3)
+    torch.testing.assert_close(found.flatten(1), expected)
+
+
+def test_it_comes_beside_other_readings_in_tenths_and_can_be_pickled(memory, features) -> None:
+    read = pickle.loads(pickle.dumps(beside(memory)))  # noqa: S301 - made here
+    torch.testing.assert_close(read(Reconstruction(features)), memory(Reconstruction(features)) * 0.2)
+
+
+def test_what_is_known_to_the_last_token_is_below_the_mean_of_normal_images(memory) -> None:
+    known = memory.tokens.float()[:, :6].unsqueeze(1)
+    found = memory(Reconstruction(PatchFeatures([known[1]], (2, 3), [known[0]])))
+    torch.testing.assert_close(found, torch.full((1, 2, 3), -0.25 * 3 - 0.75 * 2.5), rtol=0, atol=0.02)
+
+
+def test_an_empty_memory_says_so(features) -> None:
+    with pytest.raises(RuntimeError, match="The memory is empty: it is filled by a training"):
+        NormalMemory()(Reconstruction(features))
+
+
+def test_a_checkpoint_brings_its_size_along(memory, features) -> None:
+    fresh = NormalMemory()
+    fresh.load_state_dict(memory.state_dict(), strict=True)
+    assert fresh.tokens.dtype == torch.float16
+    assert torch.equal(fresh(Reconstruction(features)), memory(Reconstruction(features)))
+    assert NormalMemory.is_in(memory.state_dict(prefix="model.heads.1."))
+    assert not NormalMemory.is_in(["model.heads.0.layers.0.weight"])
+
+
+def test_images_that_are_all_alike_divide_by_no_zero(memory, features) -> None:
+    memory.weigh(torch.zeros(2), torch.zeros(2), torch.ones(2) / 2, torch.ones(2))
+    assert memory(Reconstruction(features)).isfinite().all()
+
+
+def test_weights_follow_the_average_precision() -> None:
+    torch.testing.assert_close(weights_of(torch.tensor([0.4, 0.4])), torch.tensor([0.5, 0.5]))
+    shallow, deep = weights_of(torch.tensor([0.43, 0.40]))
+    assert shallow / deep == pytest.approx(torch.e)
+    assert (shallow + deep).item() == pytest.approx(1)
+
+
+def test_each_centre_is_the_token_farthest_from_those_before() -> None:
+    angles = torch.tensor([0.0, 0.1, 1.5, 3.0, 3.1, 1.4])
+    tokens = torch.stack([angles.cos(), angles.sin()], dim=1)
+    assert k_centres(tokens, 4).tolist() == [0, 4, 2, 3] or k_centres(tokens, 3).tolist() == [0, 4, 2]
+    assert k_centres(tokens, 6).tolist() == list(range(6))
+    assert k_centres(tokens, 60).tolist() == list(range(6))
+
+
+def test_centres_cover_as_anomalibs_do() -> None:
+    torch.manual_seed(0)
+    tokens = unit(400, 16)
+
+    def radius(chosen: torch.Tensor) -> float:
+        return nearest_distance(tokens, tokens[chosen]).max().item()
+
+    theirs = torch.as_tensor(KCenterGreedy(tokens, 0.1).select_coreset_idxs())
+    random = torch.randperm(400)[:40]
+    ours = k_centres(tokens, 40)
+    assert len(set(ours.tolist())) == 40
+    assert radius(ours) <= min(radius(theirs), radius(random))
+
+
+def test_directions() -> None:
+    depths = [torch.randn(2, 5, 4) * 9, torch.randn(2, 5, 4)]
+    found = directions(depths)
+    assert found.shape == (2, 2, 5, 4)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(2, 2, 5))
+    torch.testing.assert_close(found[:, 0], F.normalize(depths[0], dim=-1))
