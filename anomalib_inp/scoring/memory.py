@@ -20,7 +20,9 @@ TEMPERATURE = 0.03
 """Average precision that makes a depth e times as heavy as another one."""
 
 SCALE = 0.2
-"""What a standard deviation of normal images counts beside the head's probabilities and the decoder's distances."""
+"""What a standard deviation of normal images counts beside the decoder's distances."""
+UNSEEN = 0.2
+"""What counts of a distance where a head sees nothing."""
 LEAST_SPREAD = 1e-3
 """Images that are all alike have no spread to divide by."""
 
@@ -136,6 +138,19 @@ def beside(memory: NormalMemory) -> Reading:
 
 def _scaled(memory: NormalMemory, reconstruction: Reconstruction) -> Tensor:
     return SCALE * memory(reconstruction)
+
+
+def raised(memory: NormalMemory, head: nn.Module) -> Reading:
+    """Read a memory, raised by what a head that gives probabilities at the size of the input sees in each pixel."""
+    return partial(_raised, memory, head)
+
+
+def _raised(memory: NormalMemory, head: nn.Module, reconstruction: Reconstruction) -> Tensor:
+    probabilities = head(reconstruction)  # (B, H, W)
+    size = [side * head.patch_size for side in reconstruction.features.grid]
+    distances = memory(reconstruction).clamp(min=0).unsqueeze(1)
+    enlarged = F.interpolate(distances, size=size, mode="bilinear", align_corners=True).squeeze(1)  # as in Smoothing
+    return enlarged * (UNSEEN + probabilities)
 
 
 def weights_of(average_precision: Tensor) -> Tensor:
