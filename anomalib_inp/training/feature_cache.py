@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from pandas import DataFrame
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import anomalib_inp
@@ -122,7 +122,7 @@ class FeatureCache:
         encoder = pl_module.model.network.encoder
         rows, columns = (side // encoder.patch_size for side in pre_processor.crop_size)
         shape = (len(images), len(encoder.depth_names), rows * columns, encoder.embed_dim)
-        features = encode(trainer, pl_module, images)
+        features = encode(trainer, pl_module, encoder, images)
         with isolate_rng():  # the training draws the same numbers, cached or not
             if self.store == "memory":
                 source: Tensor | Path = self._keep(shape, features, trainer.num_devices)
@@ -184,23 +184,24 @@ class FeatureCache:
         return path
 
 
-def encode(trainer: Trainer, pl_module: LightningModule, images: AnomalibDataset) -> Iterator[Tensor]:
+def encode(
+    trainer: Trainer, pl_module: LightningModule, encoder: nn.Module, images: AnomalibDataset
+) -> Iterator[Tensor]:
     """Encode images as training would, batch by batch: features at all depths ``(B, K, N, D)``, on the CPU."""
     data, transform = trainer.datamodule, transform_of(pl_module)
     batches = DataLoader(
         images, batch_size=data.train_batch_size, num_workers=data.num_workers, collate_fn=images.collate_fn
     )
     for batch in track(batches, "Encoding the training images"):
-        yield torch.stack(encode_batch(trainer, pl_module, transform(batch.image)).depths, dim=1).cpu()
+        yield torch.stack(encode_batch(trainer, encoder, transform(batch.image)).depths, dim=1).cpu()
 
 
 @torch.no_grad()
-def encode_batch(trainer: Trainer, pl_module: LightningModule, images: Tensor) -> PatchFeatures:
+def encode_batch(trainer: Trainer, encoder: nn.Module, images: Tensor) -> PatchFeatures:
     """Encode images ``(B, 3, H, W)``, transformed already, as training would: on its device, in its precision."""
     device = trainer.strategy.root_device
-    encoder = pl_module.model.network.encoder.to(device)
     with trainer.precision_plugin.forward_context():
-        return encoder(images.to(device))
+        return encoder.to(device)(images.to(device))
 
 
 def transform_of(pl_module: LightningModule) -> Callable[..., Any]:

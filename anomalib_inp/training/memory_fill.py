@@ -15,7 +15,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from pandas import factorize
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_average_precision
 from torchvision.tv_tensors import Mask
@@ -112,15 +112,19 @@ class MemoryFill:
     @torch.no_grad()
     def __call__(
         self,
+        memory: NormalMemory,
+        encoder: nn.Module,
         trainer: Trainer,
         pl_module: LightningModule,
         images: AnomalibDataset,
         cached: CachedFeatures | None,
         pseudo_anomaly: PseudoAnomaly,
     ) -> None:
-        """Fill the memory of a model.
+        """Fill a memory.
 
         Args:
+            memory: What is filled.
+            encoder: Delivers tokens at several depths, and names them (``depth_names``).
             trainer: The trainer.
             pl_module: The model.
             images: The training images.
@@ -131,7 +135,7 @@ class MemoryFill:
             DataError: There is a single training image, which cannot be compared with others; or there are weights for
                 another number of depths.
         """
-        memory, names = pl_module.model.head_of(NormalMemory), pl_module.model.network.encoder.depth_names
+        names = encoder.depth_names
         if not isinstance(self.depths, str) and len(self.depths) != len(names):
             msg = (
                 f"depths needs a weight for each of {len(names)} depths ({', '.join(names)}), got {list(self.depths)}."
@@ -149,14 +153,15 @@ class MemoryFill:
         measured = torch.linspace(0, len(images) - 1, min(MEASURED, len(images))).round().long().tolist()
         with isolate_rng():  # the training draws the same numbers, with or without a memory
             seed = int(torch.randint(2**31, ()))
-            normal, kept = self._draw(self._encoded(trainer, pl_module, images, cached), number, measured, seed)
+            encoded = _directions_of(images, cached) if cached else _encode(trainer, pl_module, encoder, images)
+            normal, kept = self._draw(encoded, number, measured, seed)
             others = Others(memory.remember(normal, self.size), memory.tokens, number)
             distances = torch.stack([others.distances(kept[place], place) for place in measured])  # (images, K, N)
             mean, spread = distances.mean(dim=(0, 2)), distances.std(dim=(0, 2))
             found = torch.full_like(mean, torch.nan)
             if self.depths == "auto":
                 torch.manual_seed(seed)  # reading images draws numbers, and a cache reads none
-                found = self._measure(trainer, pl_module, images, distances, measured, others, pseudo_anomaly)
+                found = self._measure(trainer, pl_module, encoder, images, distances, measured, others, pseudo_anomaly)
         if self.depths == "auto":
             weights = weights_of(found)
         elif self.depths == "equal":
@@ -170,17 +175,6 @@ class MemoryFill:
             f"Memory: {memory.tokens.shape[1]} tokens of {views} images at each of {len(names)} depths, "
             f"{readable(memory.tokens.nbytes)}. {memory.describe(names)}"
         )
-
-    def _encoded(
-        self, trainer: Trainer, pl_module: LightningModule, images: AnomalibDataset, cached: CachedFeatures | None
-    ) -> Iterator[Tensor]:
-        """Unit vectors of the images, in their order, batch by batch ``(B, K, N, D)``."""
-        if cached is None:
-            yield from (F.normalize(tokens.float(), dim=-1) for tokens in encode(trainer, pl_module, images))
-            return
-        for first in range(0, len(images), BATCH):
-            places = list(range(first, min(first + BATCH, len(images))))
-            yield F.normalize(cached.depths(places).float(), dim=-1)
 
     def _draw(
         self, encoded: Iterator[Tensor], number: Tensor, measured: Sequence[int], seed: int
@@ -204,6 +198,7 @@ class MemoryFill:
         self,
         trainer: Trainer,
         pl_module: LightningModule,
+        encoder: nn.Module,
         images: AnomalibDataset,
         normal: Tensor,
         measured: Sequence[int],
@@ -222,7 +217,7 @@ class MemoryFill:
             anomalous = _made_anomalous(pseudo_anomaly, batch.image)
             shown += list(zip(*anomalous, strict=True))[: EXAMPLES - len(shown)]
             changed, mask = transform(*anomalous)
-            features = encode_batch(trainer, pl_module, changed)
+            features = encode_batch(trainer, encoder, changed)
             encoded = directions(features.depths).cpu()  # (B, K, N, D)
             found = torch.stack([others.distances(*each) for each in zip(encoded, places, strict=True)])
             for distances in (found, normal[first : first + BATCH]):  # (B, K, N)
@@ -241,6 +236,20 @@ class MemoryFill:
         ]
         found = [binary_average_precision(depth.flatten(), truth) for depth in values.unbind(dim=1)]
         return torch.stack(found).nan_to_num()  # NaN where a crop holds nothing of what was changed
+
+
+def _encode(
+    trainer: Trainer, pl_module: LightningModule, encoder: nn.Module, images: AnomalibDataset
+) -> Iterator[Tensor]:
+    """Unit vectors of the images, in their order, batch by batch ``(B, K, N, D)``."""
+    yield from (F.normalize(tokens.float(), dim=-1) for tokens in encode(trainer, pl_module, encoder, images))
+
+
+def _directions_of(images: AnomalibDataset, cached: CachedFeatures) -> Iterator[Tensor]:
+    """The same of cached features."""
+    for first in range(0, len(images), BATCH):
+        places = list(range(first, min(first + BATCH, len(images))))
+        yield F.normalize(cached.depths(places).float(), dim=-1)
 
 
 def _made_anomalous(pseudo_anomaly: PseudoAnomaly, images: Tensor) -> tuple[Tensor, Mask]:

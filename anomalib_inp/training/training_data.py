@@ -17,8 +17,10 @@ from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.labelled import LabelledAnomalies
 from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly, texture_files
 from anomalib_inp.outputs import TrainingBatch
+from anomalib_inp.scoring.memory import NormalMemory
 from anomalib_inp.training.feature_cache import WITHOUT_CACHE, CachedFeatures, FeatureCache
 from anomalib_inp.training.memory_fill import MemoryFill
+from anomalib_inp.training.tap_choice import choose_taps
 
 
 class DerivedDataset(Dataset):
@@ -71,8 +73,9 @@ class DerivedDataset(Dataset):
 class TrainingData(Callback):
     """Puts what a model is trained on in the place of the training images, and gives the images back in the end.
 
-    In this order: labelled anomalies are found and taken out of what is tested, the features of the training images are
-    cached, a memory is filled, and pseudo-anomalous images stand beside the images or their features.
+    In this order: labelled anomalies are found and taken out of what is tested, an undecided encoder is told which
+    blocks to tap, the features of the training images are cached, a memory is filled, and pseudo-anomalous images stand
+    beside the images or their features.
 
     Args:
         cache: Where the features are kept; ``None`` encodes the images anew in every epoch.
@@ -81,6 +84,7 @@ class TrainingData(Callback):
         textures: Folder of texture images for it, if any; nothing but a training looks for it.
         labelled: Labelled anomalies, if any.
         memory: Fills a memory with the training images; ``None`` where there is none.
+        undecided: Whether the encoder is to be told which blocks to tap.
     """
 
     def __init__(
@@ -90,12 +94,14 @@ class TrainingData(Callback):
         textures: str | Path | None = None,
         labelled: LabelledAnomalies | None = None,
         memory: MemoryFill | None = None,
+        undecided: bool = False,
     ) -> None:
         self.cache = cache
         self.pseudo_anomaly = pseudo_anomaly
         self.textures = textures
         self.labelled = labelled
         self.memory = memory
+        self.undecided = undecided
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace the training images where a training begins; test on nothing that has been trained on.
@@ -111,15 +117,18 @@ class TrainingData(Callback):
             if stage == "fit":
                 self.labelled.find(data)
             self.labelled.take_out(data)
-        if stage != "fit" or (self.cache is None and self.pseudo_anomaly is None and self.memory is None):
+        if stage != "fit" or not (self.cache or self.pseudo_anomaly or self.memory or self.undecided):
             return
         images = self._images_of(trainer)
-        features = None if self.cache is None else self.cache.features_of(images, trainer, pl_module)
         pseudo_anomaly = copy.copy(self.pseudo_anomaly or PseudoAnomaly())
         pseudo_anomaly.textures = textures
         pseudo_anomaly.defects = [] if self.labelled is None else self.labelled.defects
+        if self.undecided:
+            choose_taps(pl_module.model.network.encoder, trainer, pl_module, images, pseudo_anomaly)
+        features = None if self.cache is None else self.cache.features_of(images, trainer, pl_module)
         if self.memory is not None:
-            self.memory(trainer, pl_module, images, features, pseudo_anomaly)
+            memory, encoder = pl_module.model.head_of(NormalMemory), pl_module.model.network.encoder
+            self.memory(memory, encoder, trainer, pl_module, images, features, pseudo_anomaly)
         if features is not None or self.pseudo_anomaly is not None:
             data.train_data = DerivedDataset(images, features, pseudo_anomaly if self.pseudo_anomaly else None)
 
@@ -142,7 +151,7 @@ class TrainingData(Callback):
             elif self.pseudo_anomaly is not None:
                 needs, instead = "Pseudo-anomalies need", " Train without the segmentation head: --model.head false."
             else:
-                needs, instead = "A memory needs", ""
+                needs, instead = "What is measured on the training images needs", ""
             got = "plain data loaders" if data is None else type(data).__name__
             msg = f"{needs} a data module with train_data and no collate function of its own, got {got}.{instead}"
             raise DataError(msg)

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"errors", "files", "frame", "images", "preprocessing"},
     "evaluation": {"data"},
     "thresholds": {"data", "evaluation"},
-    "training": {"data", "files", "frame", "images", "preprocessing", "outputs", "scoring"},
+    "training": {"data", "encoder", "files", "frame", "images", "preprocessing", "outputs", "scoring"},
     "pictures": {"data", "frame", "images", "preprocessing", "scoring", "training"},
     "checkpoints": {"encoder", "networks", "files", "thresholds"},
     "runtime": {"files", "frame", "images", "thresholds", "pictures"},

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus, MultiCategory, TokenMemory
 from anomalib_inp.data.file_checks import DataError
+from anomalib_inp.encoder.frozen import Windows, default_target_layers, windows
 from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.scoring.memory import NormalMemory
 from anomalib_inp.training.memory_fill import MemoryFill
@@ -160,7 +161,10 @@ def test_data_that_do_not_fit(
     images = datamodule()
     images.setup()
     loader = DataLoader(images.train_data, batch_size=4, collate_fn=images.train_data.collate_fn)
-    with pytest.raises(DataError, match=r"A memory needs a data module with train_data.*got plain data loaders"):
+    with pytest.raises(
+        DataError,
+        match=r"What is measured on the training images needs a data module with train_data.*got plain data loaders",
+    ):
         quiet_engine().fit(tiny_model(TokenMemory), train_dataloaders=loader)
     single = tmp_path / "single" / "brick"
     for folder in ("train/good", "test/good"):
@@ -215,3 +219,63 @@ def test_what_each_depth_sees_is_drawn(tiny_model: Make, quiet_engine: Make, dat
     run = quiet_engine(limit_val_batches=0)
     run.fit(tiny_model(TokenMemory, memory_size=20), datamodule=datamodule())  # without a visualizer
     assert not list(Path(run.trainer.default_root_dir).rglob("depths.png"))
+
+
+class TestTargetLayersAuto:
+    def test_the_encoder_taps_what_sees_pseudo_anomalies_best(
+        self, tiny_model: Make, quiet_engine: Make, datamodule: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With windows of which the second alone sees colours."""
+
+        def see(self: Windows, images: torch.Tensor) -> PatchFeatures:
+            colour = avg_pool2d(images, 4).flatten(2).transpose(1, 2)
+            return PatchFeatures([torch.randn_like(colour), colour, torch.randn_like(colour)], (16, 16))
+
+        monkeypatch.setattr(Windows, "forward", see)
+        model = tiny_model(InpFormer, target_layers="auto", feature_cache="memory", memory=True, memory_size=20)
+        assert len(model.model.network.encoder.backbone.blocks) == 6
+        assert Windows(model.model.network.encoder).windows == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
+        run = quiet_engine(limit_val_batches=0)
+        run.fit(model, datamodule=datamodule())
+        encoder = model.model.network.encoder
+        assert encoder.target_layers == [1, 2, 3, 4]
+        assert len(encoder.backbone.blocks) == 5
+        (checkpoint,) = Path(run.trainer.default_root_dir).rglob("finished.ckpt")
+        images = torch.rand(1, 3, 64, 64)
+        model.eval()
+        for loaded in (
+            InpFormer.load_from_checkpoint(checkpoint),
+            self.loaded_by_a_test(tiny_model, quiet_engine, datamodule, checkpoint),
+        ):
+            assert loaded.model.network.encoder.target_layers == [1, 2, 3, 4]
+            with torch.no_grad():
+                assert torch.equal(loaded.eval()(images).anomaly_map, model(images).anomaly_map)
+
+    @staticmethod
+    def loaded_by_a_test(tiny_model: Make, quiet_engine: Make, datamodule: Make, checkpoint: Path) -> Any:
+        model = tiny_model(InpFormer, target_layers="auto", memory=True)
+        quiet_engine().test(model, datamodule=datamodule(), ckpt_path=checkpoint)
+        return model
+
+    @pytest.mark.parametrize("kind", [InpFormer, InpFormerPlusPlus])
+    def test_it_chooses_by_itself_too(self, kind: type, tiny_model: Make, quiet_engine: Make, datamodule: Make) -> None:
+        model = tiny_model(kind, target_layers="auto")
+        quiet_engine(limit_val_batches=0).fit(model, datamodule=datamodule())
+        assert model.model.network.encoder.target_layers in [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
+        assert not model.model.network.encoder.undecided
+
+    def test_a_model_that_reconstructs_nothing_has_nothing_to_choose(self, tiny_model: Make) -> None:
+        with pytest.raises(ValueError, match="target_layers auto is for models that reconstruct what is tapped"):
+            tiny_model(TokenMemory, target_layers="auto")
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [
+        (12, [list(range(first, first + 8)) for first in range(5)]),
+        (24, [list(range(first, first + 15, 2)) for first in (0, 2, 4, 6, 8)]),
+    ],
+)
+def test_windows_hold_the_published_choice(depth: int, expected: list[list[int]]) -> None:
+    assert windows(depth) == expected
+    assert default_target_layers(depth) in expected
