@@ -3,6 +3,7 @@
 
 """The command ``anomalib-inp``: what anomalib's own command has no place for."""
 
+import json
 import os
 import sys
 from collections import deque
@@ -23,6 +24,7 @@ COMMANDS = {
     "sample-data": "anomalib_inp.cli:sample_data",
     "configs": "anomalib_inp.cli:configs",
     "convert": "anomalib_inp.cli:convert",
+    "learn": "anomalib_inp.cli:learn",
     "map": "anomalib_inp.cli:choose_map",
     "predict": "anomalib_inp.cli:predict",
     "threshold": "anomalib_inp.cli:threshold",
@@ -125,6 +127,36 @@ def threshold(
         print(f"With --category, those of: {', '.join(shown.categories)}")
 
 
+def learn(
+    checkpoint: Path, images: list[Path] | None = None, exports: list[Path] | None = None, forget: bool = False
+) -> None:
+    """Learn from false alarms: what is new in these images is remembered, and they alarm no more.
+
+    The checkpoint needs a memory (TokenMemory, or memory true). Its image threshold is chosen anew from the scores that
+    it keeps of the validation images, and those of the images that were learnt.
+
+    Args:
+        checkpoint: The checkpoint of a finished training; it is changed in place.
+        images: Images that are normal, such as false alarms, or folders of them: "learn CHECKPOINT IMAGE...".
+        exports: Exports of this checkpoint (.xml, .onnx), which are changed too: "--exports FILE...".
+        forget: Take these images out again; without images, all that was learnt.
+    """
+    from anomalib_inp.files import first_few, image_files
+    from anomalib_inp.models import learning
+
+    if not images and not forget:
+        sys.exit("anomalib-inp: learn needs images: learn CHECKPOINT IMAGE... To take all out again: --forget true")
+    files = [file for path in images or [] for file in (image_files(path) if path.is_dir() else [path])]
+    learnt = learning.learn(checkpoint, files, exports or [], forget)
+    print(f"{'Forgotten' if forget else 'Learnt'}: {learnt.changed} images; {learnt.tokens} tokens at each depth.")
+    if learnt.images:
+        print(f"Learnt in all: {first_few(learnt.images)}")
+    if learnt.chosen:
+        print(f"Image threshold: {learnt.before:.6g} -> {learnt.threshold:.6g}")
+    else:
+        print("Image threshold: as it was, since the checkpoint keeps no validation scores to choose from.")
+
+
 def predict(
     model: Path,
     images: Path,
@@ -210,6 +242,7 @@ def main() -> None:
         if set(sys.argv[1:2]) & set(front.FORWARDED):
             front.run(sys.argv[1:])
         else:
+            sys.argv[1:] = with_lists(sys.argv[1:])
             commands: Any = {name: find_command(name) for name in COMMANDS}
             auto_cli(commands, prog="anomalib-inp", description=DESCRIPTION, version=__version__)
     except ModuleNotFoundError as error:
@@ -218,6 +251,26 @@ def main() -> None:
         if os.environ.get(TRACEBACK) == "1":
             raise
         sys.exit(f"anomalib-inp: {error}")
+
+
+def with_lists(arguments: list[str]) -> list[str]:
+    """Write files after one another as lists, which the parser takes: ``learn CHECKPOINT IMAGE... --exports FILE...``.
+
+    Args:
+        arguments: Arguments of the command; those of other commands stay as they are.
+    """
+    if arguments[:1] != ["learn"] or len(arguments) < 2:
+        return arguments
+    written, name = arguments[:2], "--images"
+    values: dict[str, list[str]] = {"--images": [], "--exports": []}
+    for argument in arguments[2:]:
+        option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+        name = option or name
+        if name not in values:
+            written.append(argument)
+        elif value or equals:
+            values[name] += json.loads(value) if value.startswith("[") else [value]
+    return written + [part for name, files in values.items() if files for part in (name, json.dumps(files))]
 
 
 def find_command(name: str) -> Callable[..., None]:

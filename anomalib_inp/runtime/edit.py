@@ -1,9 +1,10 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Moves the thresholds of an exported model in place."""
+"""Changes an exported model in place: its thresholds, and what it remembers."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from anomalib_inp.files import disk_error, replacing
 from anomalib_inp.runtime.engines import require
 from anomalib_inp.runtime.metadata import KEY, LABELS, Metadata, read_metadata
 from anomalib_inp.thresholds.scale import Thresholds, move
+
+MEMORY = re.compile(r"heads\.\d+\.tokens$")
+"""Name of what a model remembers, in the graphs of both formats."""
 
 
 def set_thresholds(
@@ -68,12 +72,77 @@ def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> 
         constant = openvino.opset13.constant(np.array(signs[shift.get_type_name()] * value, dtype=np.float32))
         shift.input(1).replace_source_output(constant.output(0))
     model.set_rt_info(metadata.to_json(), KEY)
-    weights = path.with_suffix(".bin")
+    _replace_openvino(model, path)
+
+
+def _replace_openvino(model: Any, path: Path) -> None:
+    """Write a model over the file that it was read from."""
     temporary = path.with_name(f".{path.stem}.tmp.xml")
     write_openvino(model, temporary)
-    del model  # it maps the file that is about to be replaced
-    temporary.with_suffix(".bin").replace(weights)
+    temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
     temporary.replace(path)
+
+
+def check_memory(path: str | Path, tokens: np.ndarray) -> None:
+    """See that an export remembers these tokens.
+
+    Raises:
+        ValueError: It does not, or is no export of ours.
+    """
+    path = Path(path)
+    read_metadata(path)
+    read = _onnx_memory if path.suffix == ".onnx" else _openvino_memory
+    _, _, found = read(path)
+    if found is None or not np.array_equal(found, tokens):
+        msg = f"{path} is no export of this checkpoint as it is now: export it anew."
+        raise ValueError(msg)
+
+
+def set_memory(path: str | Path, old: np.ndarray, new: np.ndarray) -> None:
+    """Replace what an export remembers, in place; nothing else changes.
+
+    Args:
+        path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
+        old: Tokens in 16 bits that it remembers ``(K, M, D)``.
+        new: Tokens that it shall remember ``(K, any, D)``.
+
+    Raises:
+        ValueError: Not an export of ours, or one that remembers something else.
+    """
+    path = Path(path)
+    check_memory(path, old)
+    if path.suffix == ".onnx":
+        onnx = require("onnx", "onnx", path)
+        model, tensor, _ = _onnx_memory(path)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(new, tensor.name))
+        del model.graph.value_info[:]  # they name the old size
+        with replacing(path) as temporary:
+            temporary.write_bytes(model.SerializeToString())
+        return
+    openvino = require("openvino", "openvino", path)
+    model, node, _ = _openvino_memory(path)
+    constant = openvino.opset13.constant(new)
+    constant.set_friendly_name(node.get_friendly_name())
+    for consumer in node.output(0).get_target_inputs():
+        consumer.replace_source_output(constant.output(0))
+    model.validate_nodes_and_infer_types()
+    _replace_openvino(model, path)
+
+
+def _onnx_memory(path: Path) -> tuple[Any, Any, np.ndarray | None]:
+    """The model, the tensor of its memory, and what it holds."""
+    onnx = require("onnx", "onnx", path)
+    model = onnx.load(path)
+    tensor = next((each for each in model.graph.initializer if MEMORY.search(each.name)), None)
+    return model, tensor, None if tensor is None else onnx.numpy_helper.to_array(tensor)
+
+
+def _openvino_memory(path: Path) -> tuple[Any, Any, np.ndarray | None]:
+    openvino = require("openvino", "openvino", path)
+    model = openvino.Core().read_model(path)
+    constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
+    node = next((each for each in constants if MEMORY.search(each.get_friendly_name())), None)
+    return model, node, None if node is None else np.array(node.get_data())
 
 
 def write_openvino(model: Any, path: Path, half: bool = False) -> None:

@@ -5,7 +5,7 @@
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from anomalib.metrics import F1AdaptiveThreshold, MinMax
@@ -19,6 +19,17 @@ from anomalib_inp.thresholds.scale import Scale
 
 # A map is upsampled from patches and blurred: every fourth pixel in each direction holds what all hold.
 PIXEL_STRIDE = 4
+
+
+KEPT_SCORES = 10_000
+"""Of more validation images, as many scores are kept, evenly spread over all."""
+
+
+class ValidationScores(NamedTuple):
+    """Raw scores of validation images, from which an image threshold can be chosen again."""
+
+    normal: list[float]
+    anomalous: list[float]
 
 
 class ValidationScales(nn.Module):
@@ -78,6 +89,7 @@ class CommonScales(nn.Module):
         self.best_f1 = nn.ModuleList(F1AdaptiveThreshold(fields=pair, strict=False) for pair in fields)
         self.ends = nn.ModuleList(MinMax(fields=pair[:1], strict=False) for pair in fields)
         self.normal = nn.ModuleList(CatMetric(nan_strategy="error") for _ in fields)
+        self.anomalous_scores = CatMetric(nan_strategy="error")
         self.anomalous = SumMetric()
 
     def update(self, scores: Tensor, labels: Tensor, maps: Tensor, masks: Tensor | None, compared: Tensor) -> None:
@@ -97,6 +109,8 @@ class CommonScales(nn.Module):
             metric.update(batch)
         normal = labels == 0
         self.anomalous.update((~normal).sum())
+        if not normal.all():
+            self.anomalous_scores.update(scores[~normal])
         if normal.any():
             for metric, values in zip(self.normal, (scores, maps[..., ::PIXEL_STRIDE, ::PIXEL_STRIDE]), strict=True):
                 metric.update(values[normal])
@@ -118,6 +132,12 @@ class CommonScales(nn.Module):
         )
         how = "no anomalous validation images: quantile {} of the normal images' scores, {} of their pixels"
         return image, pixel, how.format(*self.quantiles)
+
+    def scores(self) -> ValidationScores:
+        """List the raw scores of all images, normal and anomalous ones."""
+        metrics = (self.normal[0], self.anomalous_scores)
+        values = (metric.compute() if metric.update_called else torch.empty(0) for metric in metrics)
+        return ValidationScores(*(_spread(scores.flatten()) for scores in values))
 
     @staticmethod
     def _best(best_f1: F1AdaptiveThreshold, ends: MinMax) -> Scale:
@@ -170,21 +190,33 @@ class CategoryScales(PixelCounts):
 
     def _choose(self, scores: Tensor, labels: Tensor, normal: Tensor, anomalous: Tensor) -> tuple[Scale, Scale]:
         used = ((normal > 0) | (anomalous > 0)).nonzero().flatten()
+        image = image_scale(scores, labels, self.image_quantile)
         if not labels.any():
-            image = of_normal(quantile(scores, self.image_quantile).item(), scores.min().item())
             share = normal.cumsum(0) / normal.sum()
             highest = int((share >= self.pixel_quantile).nonzero()[0])
             return image, of_normal(_edge(highest + 1), _edge(used[0]))
-        best_f1 = F1AdaptiveThreshold(fields=("pred_score", "gt_label"))
-        best_f1.distributed_available_fn = lambda: False  # it is given the scores of all processes
-        best_f1.update(SimpleNamespace(pred_score=scores, gt_label=labels.long()))
-        image = Scale(best_f1.compute().item(), scores.min().item(), scores.max().item())
         if not anomalous.any():
             # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
             return image, image._replace(low=min(image.low, _edge(used[0])) if len(used) else image.low)
         true, false = (counts.flip(0).cumsum(0).flip(0).double() for counts in (anomalous, normal))
         f1 = (2 * true / (true + false + true[0]))[used]
         return image, Scale(_edge(used[f1.argmax()]), _edge(used[0]), _edge(used[-1] + 1))
+
+
+def image_scale(scores: Tensor, labels: Tensor, share: float) -> Scale:
+    """Choose the scale of raw scores: the best F1, or without anomalous ones a quantile.
+
+    Args:
+        scores: Raw scores ``(B,)``.
+        labels: 0 or 1 ``(B,)``.
+        share: Without anomalous images: the quantile that is the threshold.
+    """
+    if not labels.any():
+        return of_normal(quantile(scores, share).item(), scores.min().item())
+    best_f1 = F1AdaptiveThreshold(fields=("pred_score", "gt_label"))
+    best_f1.distributed_available_fn = lambda: False  # it is given the scores of all processes
+    best_f1.update(SimpleNamespace(pred_score=scores, gt_label=labels.long()))
+    return Scale(best_f1.compute().item(), scores.min().item(), scores.max().item())
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
@@ -198,6 +230,12 @@ def quantile(values: Tensor, share: float) -> Tensor:
 def of_normal(threshold: Any, lowest: Any) -> Scale:
     """Scale of normal values, which do not show how high anomalous ones go: as far above the threshold as below."""
     return Scale(threshold, lowest, 2 * threshold - lowest)
+
+
+def _spread(values: Tensor) -> list[float]:
+    values = values.sort().values
+    places = torch.linspace(0, len(values) - 1, min(len(values), KEPT_SCORES)).round().long()
+    return values[places.to(values.device)].tolist()
 
 
 def _edge(number: int | Tensor) -> float:

@@ -14,8 +14,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from anomalib_inp.data.subset import Subset
-from anomalib_inp.thresholds.choose import ValidationScales
+from anomalib_inp.thresholds.choose import ValidationScales, ValidationScores
 from anomalib_inp.thresholds.scale import Scale, buffer_names, move
+
+NO_SCORES = ValidationScores([], [])
 
 
 class InpPostProcessor(PostProcessor):
@@ -52,6 +54,7 @@ class InpPostProcessor(PostProcessor):
 
     Attributes:
         ranges: By category: threshold, lowest and highest validation value of scores, and the same of pixels.
+        validation: Raw scores of the validation images that the common image threshold was chosen from.
 
     Raises:
         ValueError: A quantile or sensitivity outside [0, 1]; a category without thresholds of its own.
@@ -91,6 +94,7 @@ class InpPostProcessor(PostProcessor):
         self.per_category = per_category
         self.category = category
         self.ranges: dict[str, tuple[Scale, Scale]] = {}
+        self.validation = NO_SCORES
         self._subset = Subset()
         self._validation: ValidationScales | None = None
         self._chosen_at = 0
@@ -102,7 +106,8 @@ class InpPostProcessor(PostProcessor):
     def checkpoint_config(self) -> dict[str, Any]:
         """Describe this post-processor in plain data, with the thresholds of the categories."""
         ranges = {name: [list(image), list(pixel)] for name, (image, pixel) in self.ranges.items()}
-        return {**super().checkpoint_config(), "category": self.category, "ranges": ranges}
+        kept = {"category": self.category, "ranges": ranges, "validation": self.validation._asdict()}
+        return {**super().checkpoint_config(), **kept}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore what ``checkpoint_config`` described; a category that was chosen for this model stays chosen."""
@@ -110,6 +115,7 @@ class InpPostProcessor(PostProcessor):
         self.category = self.category or config.get("category")
         ranges = config.get("ranges", {})
         self.ranges = {name: (Scale(*image), Scale(*pixel)) for name, (image, pixel) in ranges.items()}
+        self.validation = ValidationScores(**config.get("validation", NO_SCORES._asdict()))
 
     def set_thresholds(
         self, image: float | None = None, pixel: float | None = None, category: str | None = None
@@ -161,6 +167,7 @@ class InpPostProcessor(PostProcessor):
         if common := self._validation.common.compute():
             image, pixel, self._source = common
             self._store(image, pixel)
+            self.validation = self._validation.common.scores()
         self._chosen_at = trainer.global_step
         self._validation = None
 
@@ -223,7 +230,7 @@ class InpPostProcessor(PostProcessor):
         if self._chosen_at != trainer.global_step and (self.ranges or not self.image_threshold.isnan()):
             nothing = Scale(*[torch.nan] * 3)
             self._store(nothing, nothing)
-            self.ranges = {}
+            self.ranges, self.validation = {}, NO_SCORES
             rank_zero_warn(
                 f"The thresholds were those of the weights of step {self._chosen_at}, but the training ended at step "
                 f"{trainer.global_step} without a validation: the finished model has none. Choose some: anomalib "

@@ -1,0 +1,162 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Learns from false alarms: their tokens are remembered, in a checkpoint and in its exports, and can be forgotten."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from anomalib.models.components import AnomalibModule
+from torch import Tensor
+
+from anomalib_inp.checkpoints.edit import set_thresholds
+from anomalib_inp.checkpoints.own import read_checkpoint, write_checkpoint
+from anomalib_inp.data.deep import read_tensor
+from anomalib_inp.files import file_digest
+from anomalib_inp.models.registry import load_model
+from anomalib_inp.runtime import edit as export
+from anomalib_inp.scoring.memory import NormalMemory, directions, nearest_distance
+from anomalib_inp.thresholds.choose import image_scale
+
+SHARE = 0.1
+"""Share of an image's tokens that is learnt: those farthest from what is known, at each depth. The rest is known."""
+
+
+class Learnt(NamedTuple):
+    """What a checkpoint has learnt.
+
+    Attributes:
+        images: Names of all images that were learnt, in this order.
+        changed: How many of them are new, or were forgotten now.
+        tokens: Tokens that are remembered at each depth.
+        threshold: The image threshold; NaN where there is none.
+        before: The image threshold before.
+        chosen: Whether it was chosen anew: not where no validation scores are kept.
+    """
+
+    images: list[str]
+    changed: int
+    tokens: int
+    threshold: float
+    before: float
+    chosen: bool
+
+
+def learn(
+    checkpoint: str | Path, images: Sequence[Path] = (), exports: Sequence[Path] = (), forget: bool = False
+) -> Learnt:
+    """Remember what is unlike all that is known in images that are normal, or forget what was learnt.
+
+    The common image threshold is chosen anew from the scores of the validation images and of those that were learnt;
+    pixel thresholds, those of categories, and the statistics of the memory stay.
+
+    Args:
+        checkpoint: A checkpoint of ours with a memory; it is changed in place.
+        images: The images.
+        exports: Exports of the same checkpoint, ``.xml`` or ``.onnx``; they are changed too.
+        forget: Take these images out again instead; without images, all that was learnt.
+
+    Raises:
+        ValueError: The checkpoint has no memory, an image cannot be read or to be forgotten was never learnt, or an
+            export is of another checkpoint.
+    """
+    path = Path(checkpoint)
+    content, model = read_checkpoint(path), load_model(path).eval()
+    memory = model.model.head_of(NormalMemory)
+    if memory is None or not memory.tokens.numel():
+        msg = f"{path} remembers nothing that could be added to: train TokenMemory, or another model with memory true."
+        raise ValueError(msg)
+    known, old = list(content.get("learnt", [])), memory.tokens.clone()
+    for file in exports:
+        export.check_memory(file, old.numpy())  # before anything is changed
+    if forget:
+        left = _without(known, images)
+        memory.tokens = _keep(old, known, left)
+        changed = len(known) - len(left)
+    else:
+        new = _encode(model, images, {entry["digest"] for entry in known})
+        left = known + [entry for entry, _ in new]
+        memory.tokens = torch.cat([old, *(tokens for _, tokens in new)], dim=1)
+        changed = len(new)
+        for entry, file in zip(left[len(known) :], (entry.pop("path") for entry, _ in new), strict=True):
+            entry["score"] = _score(model, file)
+    (name,) = (key for key in content["state_dict"] if key.endswith(".tokens"))
+    content["state_dict"][name] = memory.tokens
+    content["learnt"] = left
+    write_checkpoint(path, content)
+    before = set_thresholds(path).image
+    threshold = _threshold(content, [entry["score"] for entry in left])
+    after = before if threshold is None else set_thresholds(path, image=threshold).image
+    for file in exports:
+        export.set_memory(file, old.numpy(), memory.tokens.numpy())
+        if threshold is not None:
+            export.set_thresholds(file, image=threshold)
+    names = [entry["image"] for entry in left]
+    return Learnt(names, changed, memory.tokens.shape[1], after, before, threshold is not None)
+
+
+@torch.no_grad()
+def _encode(model: AnomalibModule, images: Sequence[Path], known: set[str]) -> list[tuple[dict[str, Any], Tensor]]:
+    """Entries and tokens ``(K, n, D)`` of images that are not known yet, each beside those before it."""
+    memory, transform = model.model.head_of(NormalMemory), model.pre_processor.transform
+    remembered, found = memory.tokens.float(), []
+    for path in images:
+        digest = file_digest(path)
+        if digest in known:
+            continue
+        known = known | {digest}
+        features = model.model.network.encoder(transform(read_tensor(path).unsqueeze(0)))
+        tokens = directions(features.depths)[0]  # (K, N, D)
+        distances = torch.stack([nearest_distance(*pair) for pair in zip(tokens, remembered, strict=True)])
+        farthest = distances.topk(math.ceil(SHARE * tokens.shape[1]), dim=1).indices
+        chosen = tokens.gather(1, farthest.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])).half()
+        remembered = torch.cat([remembered, chosen.float()], dim=1)
+        found.append(({"image": short_name(path), "digest": digest, "tokens": chosen.shape[1], "path": path}, chosen))
+    return found
+
+
+@torch.no_grad()
+def _score(model: AnomalibModule, path: Path) -> float:
+    """Raw score of an image, by the map that the checkpoint shows."""
+    return float(model.model(model.pre_processor.transform(read_tensor(path).unsqueeze(0))).pred_score)
+
+
+def _without(known: list[dict[str, Any]], images: Sequence[Path]) -> list[dict[str, Any]]:
+    """Entries that are left without some images, which are found by their content, or else by their names."""
+    left = list(known) if images else []
+    for path in images:
+        digest = file_digest(path) if path.is_file() else None
+        entry = next((each for each in left if each["digest"] == digest or each["image"] == short_name(path)), None)
+        if entry is None:
+            names = ", ".join(each["image"] for each in known) or "nothing"
+            msg = f"{path} was never learnt; what was: {names}."
+            raise ValueError(msg)
+        left.remove(entry)
+    return left
+
+
+def _keep(tokens: Tensor, known: list[dict[str, Any]], left: list[dict[str, Any]]) -> Tensor:
+    """Drop the tokens of what was learnt and is not left; those of the training come first."""
+    counts = [entry["tokens"] for entry in known]
+    base, *learnt = tokens.split([tokens.shape[1] - sum(counts), *counts], dim=1)
+    kept = [part for part, entry in zip(learnt, known, strict=True) if entry in left]
+    return torch.cat([base, *kept], dim=1)
+
+
+def _threshold(content: dict[str, Any], learnt: list[float]) -> float | None:
+    """Choose the image threshold from the kept scores; ``None`` where there are none."""
+    config = content.get("anomalib_post_processor_config", {})
+    validation = config.get("validation", {"normal": [], "anomalous": []})
+    normal, anomalous = [*validation["normal"], *learnt], validation["anomalous"]
+    if not validation["normal"]:
+        return None
+    scores, labels = torch.tensor(normal + anomalous), torch.tensor([0] * len(normal) + [1] * len(anomalous))
+    return float(image_scale(scores, labels, config["normal_image_quantile"]).threshold)
+
+
+def short_name(path: Path) -> str:
+    """Name an image by its folder and its file."""
+    return "/".join(path.absolute().parts[-2:])

@@ -1,0 +1,188 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Learning from false alarms, by the command: in checkpoints and exports, and back."""
+
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import MVTecAD
+
+from anomalib_inp import ExportedModel, InpFormer, InpFormerPlusPlus, TokenMemory, cli
+from anomalib_inp.checkpoints.own import read_checkpoint
+from anomalib_inp.data.deep import read_tensor
+from anomalib_inp.models.learning import learn, short_name
+from anomalib_inp.models.registry import load_model
+from anomalib_inp.scoring.memory import NormalMemory
+
+
+@pytest.fixture(scope="module")
+def root(write_small_sample, tmp_path_factory) -> Path:
+    return write_small_sample(tmp_path_factory.mktemp("data"), categories=("brick",))
+
+
+@pytest.fixture(scope="module", params=[TokenMemory, InpFormerPlusPlus], ids=lambda kind: kind.__name__)
+def trained(request, root, tiny_model, quiet_engine, tmp_path_factory) -> Path:
+    """A folder with a checkpoint and its exports; nothing may change it."""
+    switch = {} if request.param is TokenMemory else {"memory": True}
+    model = tiny_model(request.param, memory_size=60, **switch)
+    data = partial(MVTecAD, root, "brick", train_batch_size=4, num_workers=0)
+    run = quiet_engine()
+    run.fit(model, datamodule=data(val_split_mode="from_train", val_split_ratio=0.3, seed=0))
+    folder = tmp_path_factory.mktemp("trained")
+    (checkpoint,) = Path(run.trainer.default_root_dir).rglob("finished.ckpt")
+    shutil.copy(checkpoint, folder / "finished.ckpt")
+    loaded = load_model(folder / "finished.ckpt").eval()
+    for export in (loaded.to_onnx(folder), loaded.to_openvino(folder)):
+        for file in export.parent.glob("model.*"):
+            shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture
+def files(trained: Path, tmp_path: Path) -> dict[str, Path]:
+    shutil.copytree(trained, tmp_path / "model")
+    return {
+        name: tmp_path / "model" / f"{stem}.{name}"
+        for name, stem in (("ckpt", "finished"), ("onnx", "model"), ("xml", "model"))
+    }
+
+
+@pytest.fixture
+def alarms(root: Path) -> list[Path]:
+    """Images with defects stand for normal ones that are unlike all others."""
+    return sorted(path for path in (root / "brick" / "test").glob("*/*.png") if path.parent.name != "good")[:3]
+
+
+def score(checkpoint: Path, image: Path) -> float:
+    model = load_model(checkpoint).eval()
+    with torch.no_grad():
+        return float(model.model(model.pre_processor.transform(read_tensor(image).unsqueeze(0))).pred_score)
+
+
+def tokens_of(checkpoint: Path) -> torch.Tensor:
+    return load_model(checkpoint).model.head_of(NormalMemory).tokens
+
+
+def test_what_is_learnt_alarms_less_everywhere_and_can_be_forgotten(files, alarms) -> None:
+    exports = [files["onnx"], files["xml"]]
+    before, scores = tokens_of(files["ckpt"]), [score(files["ckpt"], path) for path in alarms]
+    threshold = read_checkpoint(files["ckpt"])["state_dict"]["post_processor._image_threshold"].item()
+    learnt = learn(files["ckpt"], alarms, exports)
+    assert (learnt.images, learnt.changed, learnt.chosen) == ([short_name(path) for path in alarms], 3, True)
+    assert learnt.before == pytest.approx(threshold)
+    # a tenth of the 16 tokens of each image, at each depth
+    assert tokens_of(files["ckpt"]).shape[1] == learnt.tokens == before.shape[1] + 3 * 2
+    assert torch.equal(tokens_of(files["ckpt"])[:, : before.shape[1]], before)
+    assert all(score(files["ckpt"], path) < old for path, old in zip(alarms, scores, strict=True))
+    model = load_model(files["ckpt"]).eval()
+    for export in exports:
+        exported = ExportedModel(export)
+        assert exported.metadata.image.threshold == pytest.approx(learnt.threshold, abs=1e-6)
+        for path in alarms:
+            image = read_tensor(path).unsqueeze(0)
+            with torch.no_grad():
+                expected = model(image)
+            found = exported(image.numpy())
+            np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(found.pred_score, expected.pred_score, rtol=0, atol=1e-4)
+
+    again = learn(files["ckpt"], alarms[:2], exports)
+    assert (again.changed, again.tokens) == (0, learnt.tokens)
+    middle = learn(files["ckpt"], [alarms[1]], exports, forget=True)
+    assert (middle.images, middle.changed) == ([short_name(alarms[0]), short_name(alarms[2])], 1)
+    rest = learn(files["ckpt"], exports=exports, forget=True)
+    assert (rest.images, rest.changed) == ([], 2)
+    assert torch.equal(tokens_of(files["ckpt"]), before)
+    assert rest.threshold == pytest.approx(threshold)
+    for path, old in zip(alarms, scores, strict=True):
+        assert score(files["ckpt"], path) == pytest.approx(old, abs=1e-6)
+        exported = ExportedModel(files["xml"])
+        raw = exported.metadata.to_raw(exported(read_tensor(path).unsqueeze(0).numpy()).pred_score)
+        assert float(raw[0]) == pytest.approx(old, abs=1e-3)
+
+
+def test_the_threshold_is_chosen_from_kept_scores_and_those_of_what_was_learnt(files, alarms) -> None:
+    content = read_checkpoint(files["ckpt"])
+    validation = content["anomalib_post_processor_config"]["validation"]
+    assert len(validation["normal"]) == 2
+    assert validation["anomalous"] == []
+    learnt = learn(files["ckpt"], alarms)
+    entries = read_checkpoint(files["ckpt"])["learnt"]
+    assert [entry["score"] for entry in entries] == [pytest.approx(score(files["ckpt"], path)) for path in alarms]
+    # of five scores, the 0.99 quantile is the highest
+    assert learnt.threshold == pytest.approx(max(validation["normal"] + [entry["score"] for entry in entries]))
+
+
+def test_by_the_command(files, alarms, root, tmp_path, capsys, monkeypatch) -> None:
+    exports = [str(files["onnx"]), str(files["xml"])]
+    arguments = ["learn", str(files["ckpt"]), *map(str, alarms[:2]), "--exports", *exports]
+    monkeypatch.setattr(sys, "argv", ["anomalib-inp", *arguments])
+    cli.main()
+    said = capsys.readouterr().out
+    assert "Learnt: 2 images; " in said
+    assert f"Learnt in all: {short_name(alarms[0])}; {short_name(alarms[1])}" in said
+    assert "Image threshold: " in said
+    (tmp_path / "folder").mkdir()
+    shutil.copy(alarms[2], tmp_path / "folder")
+    monkeypatch.setattr(sys, "argv", ["anomalib-inp", "learn", str(files["ckpt"]), str(tmp_path / "folder")])
+    cli.main()
+    assert "Learnt: 1 images" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["anomalib-inp", "learn", str(files["ckpt"]), "--forget", "true"])
+    cli.main()
+    assert "Forgotten: 3 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["learn", "a.ckpt", "1.png", "2 3.png"], ["learn", "a.ckpt", "--images", '["1.png", "2 3.png"]']),
+        (["learn", "a.ckpt", "--images", '["1.png"]'], ["learn", "a.ckpt", "--images", '["1.png"]']),
+        (
+            ["learn", "a.ckpt", "1.png", "--exports", "a.xml", "b.onnx", "--forget", "true"],
+            ["learn", "a.ckpt", "--forget", "true", "--images", '["1.png"]', "--exports", '["a.xml", "b.onnx"]'],
+        ),
+        (["learn", "a.ckpt", "--exports=a.xml"], ["learn", "a.ckpt", "--exports", '["a.xml"]']),
+        (["learn", "--help"], ["learn", "--help"]),
+        (["predict", "a", "b", "--pictures", "false"], ["predict", "a", "b", "--pictures", "false"]),
+    ],
+)
+def test_files_after_one_another_are_a_list(arguments, expected) -> None:
+    assert cli.with_lists(arguments) == expected
+
+
+def test_what_cannot_be_learnt(files, alarms, root, tiny_model, quiet_engine, tmp_path) -> None:
+    untouched = files["ckpt"].read_bytes()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        learn(files["ckpt"], [alarms[0], broken])
+    with pytest.raises(ValueError, match=r"was never learnt; what was: nothing"):
+        learn(files["ckpt"], [alarms[0]], forget=True)
+    with pytest.raises(FileNotFoundError):
+        learn(files["ckpt"], [alarms[0]], [tmp_path / "gone.xml"])
+    assert files["ckpt"].read_bytes() == untouched
+    learn(files["ckpt"], [alarms[0]])
+    with pytest.raises(ValueError, match="is no export of this checkpoint as it is now"):
+        learn(files["ckpt"], [alarms[1]], [files["xml"]])
+    with pytest.raises(ValueError, match="is no export of this checkpoint as it is now"):
+        learn(files["ckpt"], [alarms[1]], [files["onnx"]])
+    run = quiet_engine(limit_val_batches=0)
+    data = MVTecAD(root, "brick", train_batch_size=4, num_workers=0, val_split_mode="same_as_test")
+    run.fit(tiny_model(InpFormer), datamodule=data)
+    (plain,) = Path(run.trainer.default_root_dir).rglob("finished.ckpt")
+    with pytest.raises(ValueError, match="remembers nothing that could be added to: train TokenMemory"):
+        learn(plain, alarms)
+
+
+def test_the_help_is_there() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "anomalib_inp.cli", "learn", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Learn from false alarms" in done.stdout
