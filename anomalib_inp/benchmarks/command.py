@@ -42,7 +42,8 @@ def benchmark(
     that are done are not done again, and one that was stopped goes on after its last epoch.
 
     Args:
-        setting: Zero-shot leaves one category out at a time, or trains on train_on and tests on test_on.
+        setting: Zero-shot leaves one category out at a time, or trains on train_on and tests on test_on; it shows the
+            map self_distance, and the paper's with model_args map prototype_distance.
         source: Image data module of anomalib.
         root: Folder of the data set.
         categories: Names of categories, or all.

@@ -106,7 +106,7 @@ class Benchmark:
             raise ValueError(msg)
         self.model = model
         self.data = {**data, **self.setting.data}
-        self.model_args = {**PROTOCOL, **model_args, **self.setting.model}
+        self.model_args = {**PROTOCOL, **self.setting.usual, **model_args, **self.setting.model}
         self.trainer_args = dict(trainer_args)
         self.folder = output / f"{self.setting.title}-{model}"
         modules = build_data(self.data)

@@ -74,6 +74,7 @@ class Setting:
         trainings: Lists the trainings with one seed; a ValueError says what makes no sense with the data.
         data: Arguments of ``MultiCategory`` that make the setting.
         model: Arguments of the model that make it.
+        usual: Arguments of the model that the user may give other values.
         count: The one among them that is a number of images, which the user may change.
         seeded: Argument of the model that takes the seed of the run.
         only_model: The model that has what the setting needs; by default every model has.
@@ -85,6 +86,7 @@ class Setting:
     trainings: Callable[[MultiCategory], Trainings] = all_at_once
     data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    usual: dict[str, Any] = field(default_factory=dict)
     count: str = ""
     seeded: str = ""
     only_model: str = ""
@@ -104,7 +106,7 @@ SETTINGS = {
         Setting("multi_class"),
         Setting("super_multi_class", several_data_sets),
         Setting("few_shot", data={"shots": 4}, count="shots"),
-        Setting("zero_shot", on_the_others, model={"map": "prototype_distance"}, unseen=True),
+        Setting("zero_shot", on_the_others, usual={"map": "self_distance"}, unseen=True),
         Setting(
             "semi_supervised",
             model={"labelled_anomalies": 5},

@@ -17,23 +17,24 @@ from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.scoring.memory import NormalMemory, beside
 from anomalib_inp.scoring.readings import Reading, nearest_prototype_distance, reconstruction_error
+from anomalib_inp.scoring.self_similarity import SelfDistance
 from anomalib_inp.training.recipe import SHORT, Recipe
 
-InpFormerMap = Literal["fused", "memory", "reconstruction", "prototype_distance"]
+InpFormerMap = Literal["fused", "memory", "reconstruction", "prototype_distance", "self_distance"]
 
 INP_FORMER_MAPS: dict[str, list[Reading]] = {
     "reconstruction": [reconstruction_error],
     "prototype_distance": [nearest_prototype_distance],
 }
-"""Anomaly maps of INP-Former by name; a map is the mean of its readings."""
+"""The anomaly maps of the paper by name; a map is the mean of its readings."""
 
 
 def inp_former_maps(memory: NormalMemory | None) -> dict[str, list[Reading]]:
-    """Anomaly maps of INP-Former by name, with and without a memory."""
-    if memory is None:
-        return INP_FORMER_MAPS
-    fused: list[Reading] = [beside(memory), reconstruction_error]
-    return {"fused": fused, "memory": [memory], **INP_FORMER_MAPS}
+    """All anomaly maps of INP-Former by name, with and without a memory."""
+    optional: dict[str, list[Reading]] = {}
+    if memory is not None:
+        optional = {"fused": [beside(memory), reconstruction_error], "memory": [memory]}
+    return {**optional, **INP_FORMER_MAPS, "self_distance": [SelfDistance()]}
 
 
 class InpFormer(TrainedModel, AnomalibModule):
@@ -48,10 +49,11 @@ class InpFormer(TrainedModel, AnomalibModule):
         num_prototypes: Intrinsic normal prototypes per image.
         coherence_weight: Weight of the INP coherence loss.
         mining_power: Exponent of the soft mining weights.
-        map: What the anomaly map shows: ``reconstruction`` (the error of the decoder), ``prototype_distance`` (the
-            distance to the nearest prototype, for zero-shot use) or, with ``memory=True``, ``memory`` (the distance to
-            the nearest normal token) or ``fused`` (memory and reconstruction). By default ``reconstruction``, or
-            ``fused`` with a memory.
+        map: What the anomaly map shows: ``reconstruction`` (the error of the decoder); for zero-shot use
+            ``prototype_distance`` (the distance to the nearest prototype) or ``self_distance`` (how unlike the rest of
+            its image a token is; nothing that is trained takes part); with ``memory=True`` also ``memory`` (the
+            distance to the nearest normal token) or ``fused`` (memory and reconstruction). By default
+            ``reconstruction``, or ``fused`` with a memory.
         **kwargs: The other arguments of :class:`TrainedModel`.
 
     Raises:

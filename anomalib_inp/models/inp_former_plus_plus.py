@@ -31,11 +31,18 @@ from anomalib_inp.scoring.readings import (
     cosine_and_length_error,
     nearest_prototype_distance,
 )
+from anomalib_inp.scoring.self_similarity import SelfDistance
 from anomalib_inp.training.recipe import SHORT, Recipe, check_positive
 from anomalib_inp.training.training_data import TrainingData
 
 PlusPlusMap = Literal[
-    "fused", "segmentation", "memory", "reconstruction", "prototype_distance", "nearest_prototype_distance"
+    "fused",
+    "segmentation",
+    "memory",
+    "reconstruction",
+    "prototype_distance",
+    "nearest_prototype_distance",
+    "self_distance",
 ]
 
 
@@ -52,6 +59,7 @@ def plus_plus_maps(head: SegmentationHead | None, memory: NormalMemory | None) -
         "reconstruction": [cosine_and_length_error],
         "prototype_distance": [combined_prototype_distance],
         "nearest_prototype_distance": [nearest_prototype_distance],
+        "self_distance": [SelfDistance()],
     }
 
 
@@ -67,8 +75,8 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         map: What the anomaly map shows: ``reconstruction`` (cosine distance and length of the decoder's error),
             ``segmentation`` (the head), ``memory`` (with ``memory=True``: the distance to the nearest normal token),
             ``fused`` (reconstruction and head; with a memory, what it finds, raised where the head sees something),
-            ``prototype_distance`` (the distance to the soft combination of prototypes, for zero-shot use) or
-            ``nearest_prototype_distance``.
+            and for zero-shot use ``prototype_distance`` (the distance to the soft combination of prototypes),
+            ``nearest_prototype_distance`` or ``self_distance`` (how unlike the rest of its image a token is).
             By default ``fused``, or ``reconstruction`` where there is neither head nor memory.
         num_prototypes: Intrinsic normal prototypes per image.
         coherence_weight: Weight of the soft INP coherence loss.

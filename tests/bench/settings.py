@@ -73,7 +73,8 @@ def benchmark_of(row: Row, data: Path, output: Path) -> Benchmark:
     images = {"sources": sources, "train_batch_size": 8, "eval_batch_size": 8, "num_workers": 0}
     steps = ONE if row.setting == "single_class" else SEVERAL
     trainer = {**TRAINER, "max_steps": steps}
-    return Benchmark(row.setting, images, row.model, output, MODEL, trainer, **row.count)
+    paper = {"map": "prototype_distance"} if row.setting == "zero_shot" else {}
+    return Benchmark(row.setting, images, row.model, output, MODEL | paper, trainer, **row.count)
 
 
 def measure(benchmark: Benchmark, run: Run) -> Rows:

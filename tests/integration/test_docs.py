@@ -37,6 +37,7 @@ WITH_EXAMPLES = [ROOT / "README.md"] + [
         "few_shot",
         "zero_shot",
         "semi_supervised",
+        "memory",
         "architecture",
     )
 ]

@@ -20,11 +20,16 @@ def make(root: Path, tmp_path: Path) -> Callable[..., Benchmark]:
     """Makes a benchmark of the small sample, or of other data."""
 
     def make(
-        setting: str, root: Path = root, model: str = "InpFormer", count: dict[str, int] | None = None, **data: Any
+        setting: str,
+        root: Path = root,
+        model: str = "InpFormer",
+        count: dict[str, int] | None = None,
+        model_args: dict[str, Any] | None = None,
+        **data: Any,
     ) -> Benchmark:
         if "sources" not in data:
             data = {"source": "MVTecAD", "root": str(root), **data}
         data = {"categories": "all", "num_workers": 0, **data}
-        return Benchmark(setting, data, model, tmp_path, {}, {}, **(count or {}))
+        return Benchmark(setting, data, model, tmp_path, model_args or {}, {}, **(count or {}))
 
     return make

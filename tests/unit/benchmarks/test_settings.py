@@ -32,7 +32,9 @@ def test_what_each_setting_trains(make: Callable[..., Benchmark]) -> None:
     ]
     elsewhere = make("zero_shot", train_on=["brick"], test_on=["grass"])
     assert names(elsewhere) == [("seed0", None, None)]
-    assert elsewhere.model_args["map"] == "prototype_distance"
+    assert elsewhere.model_args["map"] == "self_distance"
+    papers = make("zero_shot", model_args={"map": "prototype_distance"})
+    assert papers.model_args["map"] == "prototype_distance"
     assert make("few_shot").data["shots"] == 4
     few = make("few_shot", count={"shots": 2})
     assert few.data["shots"] == 2
