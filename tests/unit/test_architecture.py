@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "exporting": {"runtime", "files", "preprocessing", "thresholds", "evaluation"},
     "models": {
         *("encoder", "networks", "losses", "scoring", "data", "evaluation", "thresholds", "training", "pictures"),
-        *("checkpoints", "exporting", "preprocessing", "outputs", "frame", "errors"),
+        *("checkpoints", "exporting", "runtime", "preprocessing", "outputs", "files", "frame", "images", "errors"),
     },
     "benchmarks": {
         *("models", "data", "evaluation", "pictures", "checkpoints", "exporting", "runtime", "files"),

@@ -42,7 +42,7 @@ def test_the_map_of_a_checkpoint_is_the_one_that_is_exported(folder: Path) -> No
     before = path.read_bytes()
     assert set_map(path) == "reconstruction"
     assert path.read_bytes() == before
-    with pytest.raises(ValueError, match="must be one of reconstruction, prototype_distance, got 'fused'"):
+    with pytest.raises(ValueError, match="The map 'fused' shows the memory, but there is none"):
         set_map(path, "fused")
     assert set_map(path, "prototype_distance") == set_map(path) == "prototype_distance"
     with pytest.warns(UserWarning, match="of the map 'reconstruction', but the map 'prototype_distance' is shown"):
