@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -294,6 +295,7 @@ def main() -> None:
     """Run the command line."""
     from jsonargparse import auto_cli
 
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries among themselves, which nobody here can act on
     try:
         if set(sys.argv[1:2]) & set(front.FORWARDED):
             front.run(sys.argv[1:])
