@@ -21,7 +21,7 @@ LABELS = {"image": "pred_label", "pixel": "pred_mask"}
 
 
 class Metadata(NamedTuple):
-    """What an exported model says of itself; raw scores and thresholds are cosine distances.
+    """What an exported model says of itself; raw scores and thresholds are in the units of its map.
 
     Attributes:
         normalized: Whether scores and maps come out normalised (0.5 is the threshold) or raw.

@@ -32,6 +32,8 @@ CANDIDATES = 4
 """Tokens drawn at random for each that is remembered: more cost time and change nothing (docs/memory.md)."""
 MEASURED = 32
 """Images that depths are measured on, at most."""
+DRAWS = 2
+"""Pseudo-anomalies of each: with one, the weights change from seed to seed by a fifth."""
 PIXEL_STRIDE = 2
 """Of a map that is upsampled from patches and blurred, every second pixel in each direction holds what all hold."""
 BATCH = 8
@@ -211,30 +213,31 @@ class MemoryFill:
         shown: list[tuple[Tensor, Tensor]] = []
         pseudo_anomaly = copy.copy(pseudo_anomaly)
         pseudo_anomaly.probability = 1.0
-        for first in range(0, len(measured), BATCH):
-            places = measured[first : first + BATCH]
+        places_of_draws, normal_of_draws = list(measured) * DRAWS, normal.repeat(DRAWS, 1, 1)
+        for first in range(0, len(places_of_draws), BATCH):
+            places = places_of_draws[first : first + BATCH]
             batch = images.collate_fn([images[place] for place in places])
             anomalous = _made_anomalous(pseudo_anomaly, batch.image)
             shown += list(zip(*anomalous, strict=True))[: EXAMPLES - len(shown)]
             changed, mask = transform(*anomalous)
-            features = encode_batch(trainer, encoder, changed)
+            features = encode_batch(trainer, encoder, changed).full_precision()
             encoded = directions(features.depths).cpu()  # (B, K, N, D)
             found = torch.stack([others.distances(*each) for each in zip(encoded, places, strict=True)])
-            for distances in (found, normal[first : first + BATCH]):  # (B, K, N)
+            for distances in (found, normal_of_draws[first : first + BATCH]):  # (B, K, N)
                 readings = distances.flatten(0, 1).unflatten(1, features.grid)
-                maps.append(smoothing.cpu()(readings, tuple(changed.shape[-2:])).unflatten(0, distances.shape[:2]))
-            size = maps[-1].shape[-2:]
-            mask = F.interpolate(mask.unsqueeze(1).float(), size=size, mode="nearest").squeeze(1).bool()
+                smooth = smoothing.cpu()(readings, tuple(changed.shape[-2:]))[:, 0]
+                maps.append(smooth[:, ::PIXEL_STRIDE, ::PIXEL_STRIDE].unflatten(0, distances.shape[:2]))
+            mask = F.interpolate(mask.unsqueeze(1).float(), size=smooth.shape[-2:], mode="nearest")[:, 0].bool()
+            mask = mask[:, ::PIXEL_STRIDE, ::PIXEL_STRIDE]
             masks += [mask, torch.zeros_like(mask)]
         smoothing.to(pl_module.device)
-        values = torch.cat(maps)[:, :, 0, ::PIXEL_STRIDE, ::PIXEL_STRIDE]  # (images, K, h, w)
-        truth = torch.cat(masks)[:, ::PIXEL_STRIDE, ::PIXEL_STRIDE].flatten().int()
+        truth = torch.cat(masks).flatten().int()
         mean, spread = (getattr(normal, name)(dim=(0, 2)).view(-1, 1, 1) for name in ("mean", "std"))
         self.examples = [
-            Example(_pixels(image), mask.bool().numpy(), ((found[:, 0] - mean) / spread).numpy())
+            Example(_pixels(image), mask.bool().numpy(), ((found - mean) / spread).numpy())
             for (image, mask), found in zip(shown, maps[0], strict=False)
         ]
-        found = [binary_average_precision(depth.flatten(), truth) for depth in values.unbind(dim=1)]
+        found = [binary_average_precision(depth.flatten(), truth) for depth in torch.cat(maps).unbind(dim=1)]
         return torch.stack(found).nan_to_num()  # NaN where a crop holds nothing of what was changed
 
 
