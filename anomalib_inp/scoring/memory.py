@@ -23,6 +23,8 @@ SCALE = 0.2
 """What a standard deviation of normal images counts beside the decoder's distances."""
 UNSEEN = 0.2
 """What counts of a distance where a head sees nothing."""
+LEAST_WEIGHT = 0.02
+"""Share of the heaviest depth's weight from which on a depth is looked at."""
 LEAST_SPREAD = 1e-3
 """Images that are all alike have no spread to divide by."""
 
@@ -52,6 +54,7 @@ class NormalMemory(nn.Module):
         spread: Their standard deviation ``(K,)``.
         weights: Weight of each depth ``(K,)``; their sum is 1.
         average_precision: What the weights come from ``(K,)``; NaN where they were given.
+        used: The depths that are looked at.
     """
 
     def __init__(self) -> None:
@@ -59,6 +62,7 @@ class NormalMemory(nn.Module):
         self.register_buffer("tokens", torch.empty(0, 0, 0, dtype=torch.float16))
         for name in ("mean", "spread", "weights", "average_precision"):
             self.register_buffer(name, torch.empty(0))
+        self.used: list[int] = []
 
     def forward(self, reconstruction: Reconstruction) -> Tensor:
         """Compare the tokens of images with what is remembered: ``(B, h, w)``, 0 for the mean of normal images.
@@ -70,12 +74,12 @@ class NormalMemory(nn.Module):
             msg = "The memory is empty: it is filled by a training (anomalib train, Engine.fit), before its first step."
             raise RuntimeError(msg)
         features = reconstruction.features
-        tokens = self.tokens.to(features.groups[0].dtype)
+        depths, tokens = features.depths, self.tokens.to(features.groups[0].dtype)
         standardised = [
-            weight * (nearest_distance(depth, remembered) - mean) / spread
-            for depth, remembered, weight, mean, spread in zip(
-                features.depths, tokens, self.weights, self.mean, self.spread, strict=True
-            )
+            self.weights[depth]
+            * (nearest_distance(depths[depth], tokens[depth]) - self.mean[depth])
+            / self.spread[depth]
+            for depth in self.used
         ]
         return torch.stack(standardised).sum(dim=0).unflatten(1, features.grid)
 
@@ -97,6 +101,12 @@ class NormalMemory(nn.Module):
         """Set the statistics and the weights of the depths, each ``(K,)``."""
         self.mean, self.spread = mean.float(), spread.float().clamp(min=LEAST_SPREAD)
         self.weights, self.average_precision = weights.float(), average_precision.float()
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Leave out what weighs next to nothing, and would cost as much as the others."""
+        heaviest = self.weights.max().item() if len(self.weights) else 0.0
+        self.used = [depth for depth, weight in enumerate(self.weights.tolist()) if weight > LEAST_WEIGHT * heaviest]
 
     def describe(self, names: Sequence[str]) -> str:
         """Say how depths of these names are weighted, and how well each finds anomalies, where that was measured."""
@@ -116,6 +126,7 @@ class NormalMemory(nn.Module):
             if (stored := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, buffer.new_empty(stored.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._leave_out()
 
 
 def nearest_distance(tokens: Tensor, remembered: Tensor) -> Tensor:

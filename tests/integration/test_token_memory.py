@@ -26,8 +26,7 @@ def remembering(model):
         generator = torch.Generator().manual_seed(5)
         tokens = torch.nn.functional.normalize(torch.randn(depths, 60, width, generator=generator), dim=-1)
         memory.remember(NormalTokens(tokens, torch.arange(60) % 6), 40)
-        statistics = [torch.rand(depths, generator=generator) + 0.1 for _ in range(4)]
-        memory.weigh(*statistics)
+        memory.weigh(*(torch.rand(depths, generator=generator) + 0.1 for _ in range(4)))
     return model
 
 

@@ -68,6 +68,17 @@ def test_what_is_known_to_the_last_token_is_below_the_mean_of_normal_images(memo
     torch.testing.assert_close(found, torch.full((1, 2, 3), -0.25 * 3 - 0.75 * 2.5), rtol=0, atol=0.02)
 
 
+def test_a_depth_that_weighs_next_to_nothing_is_not_looked_at(memory, features) -> None:
+    memory.weigh(torch.zeros(2), torch.ones(2), torch.tensor([0.01, 0.99]), torch.tensor([0.1, 0.3]))
+    assert memory.used == [1]
+    deep = features.depths[1]
+    expected = 0.99 * nearest_distance(deep, memory.tokens[1].float())
+    torch.testing.assert_close(memory(Reconstruction(features)).flatten(1), expected)
+    fresh = NormalMemory()
+    fresh.load_state_dict(memory.state_dict())
+    assert fresh.used == [1]
+
+
 def test_an_empty_memory_says_so(features) -> None:
     with pytest.raises(RuntimeError, match="The memory is empty: it is filled by a training"):
         NormalMemory()(Reconstruction(features))
