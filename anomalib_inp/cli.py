@@ -303,6 +303,8 @@ def main() -> None:
             sys.argv[1:] = with_lists(sys.argv[1:])
             commands: Any = {name: find_command(name) for name in COMMANDS}
             auto_cli(commands, prog="anomalib-inp", description=DESCRIPTION, version=__version__)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except ModuleNotFoundError as error:
         sys.exit(f"anomalib-inp: {_what_is_missing(f'{sys.argv[1]} needs', error)}")
     except (ValueError, OSError, RuntimeError) as error:

@@ -14,7 +14,7 @@ from anomalib.data import AnomalibDataset
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
-from pandas import factorize
+from pandas import DataFrame, factorize
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_average_precision
@@ -150,8 +150,7 @@ class MemoryFill:
             )
             raise DataError(msg)
         paths = images.samples.image_path
-        # Views of one image alone are told from each other; else all views of an image go together.
-        number = torch.arange(len(images)) if paths.nunique() == 1 else torch.from_numpy(factorize(paths)[0])
+        number = torch.from_numpy(_numbers(images.samples))
         measured = torch.linspace(0, len(images) - 1, min(MEASURED, len(images))).round().long().tolist()
         with isolate_rng():  # the training draws the same numbers, with or without a memory
             seed = int(torch.randint(2**31, ()))
@@ -239,6 +238,18 @@ class MemoryFill:
         ]
         found = [binary_average_precision(depth.flatten(), truth) for depth in torch.cat(maps).unbind(dim=1)]
         return torch.stack(found).nan_to_num()  # NaN where a crop holds nothing of what was changed
+
+
+def _numbers(samples: DataFrame) -> np.ndarray:
+    """Number the images ``(images,)``: what has the same number is not compared with each other.
+
+    All views of an image go together, but for the one image of a category that has no other: its views are compared,
+    since images of another category say nothing of it.
+    """
+    category = samples.category if "category" in samples else samples.image_path.str.len() * 0
+    alone = samples.image_path.groupby(category).transform("nunique") == 1
+    names = samples.image_path.where(~alone, samples.image_path + " " + samples.index.astype(str))
+    return factorize(names)[0]
 
 
 def _encode(

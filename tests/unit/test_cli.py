@@ -266,6 +266,16 @@ def test_predict_says_what_is_wrong(fail: Run, exported: Path, images: Path, tmp
     assert message.startswith(f"anomalib-inp: {broken} is no readable image: ")
 
 
+def test_whoever_stops_a_command_sees_no_traceback(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anomalib_inp.data.sample.write_sample_data", stop)
+    with pytest.raises(SystemExit) as stopped:
+        run("sample-data", tmp_path / "sample")
+    assert stopped.value.code == 130
+
+
 def test_an_unknown_command(fail: Run) -> None:
     assert "sample-data" in fail("trian")
 

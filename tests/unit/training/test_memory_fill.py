@@ -11,6 +11,7 @@ import pytest
 import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
+from pandas import DataFrame
 from PIL import Image
 from torch.nn.functional import avg_pool2d, cosine_similarity
 from torch.utils.data import DataLoader
@@ -20,7 +21,7 @@ from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.encoder.frozen import Windows, default_target_layers, windows
 from anomalib_inp.outputs import PatchFeatures
 from anomalib_inp.scoring.memory import NormalMemory
-from anomalib_inp.training.memory_fill import MemoryFill
+from anomalib_inp.training.memory_fill import MemoryFill, _numbers
 
 Make = Callable[..., Any]
 
@@ -135,6 +136,15 @@ def test_views_of_an_image_go_together_and_those_of_one_alone_do_not(
         quiet_engine(limit_val_batches=0).fit(model, datamodule=images)
         assert said in caplog.text
         assert (memory_of(model).mean > 0).all()
+
+
+def test_what_is_compared_with_what() -> None:
+    paths = ["a", "a", "b", "b", "c", "c"]
+    assert _numbers(DataFrame({"image_path": paths})).tolist() == [0, 0, 1, 1, 2, 2]
+    assert _numbers(DataFrame({"image_path": ["a", "a", "a"]})).tolist() == [0, 1, 2]
+    # c is the one image of its category
+    several = DataFrame({"image_path": paths, "category": [*"xxxx", *"yy"]}, index=[3, 4, 5, 6, 7, 8])
+    assert _numbers(several).tolist() == [0, 0, 1, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
