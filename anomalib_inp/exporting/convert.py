@@ -20,7 +20,7 @@ from anomalib_inp.preprocessing import crop_box_of
 from anomalib_inp.runtime.edit import write_openvino
 from anomalib_inp.runtime.metadata import KEY, Metadata
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
-from anomalib_inp.thresholds.scale import Scale
+from anomalib_inp.thresholds.scale import NO_SCALE, Scale
 
 if TYPE_CHECKING:
     import openvino
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 OPSET = 18  # the first in which Resize knows antialiasing
 TRACE_SIZE = (224, 320)
-NO_SCALE = Scale(math.nan, math.nan, math.nan)
 
 
 def metadata_of(model: "AnomalibModule") -> Metadata:

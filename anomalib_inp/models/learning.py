@@ -17,6 +17,7 @@ from anomalib_inp.checkpoints.own import read_checkpoint, write_checkpoint
 from anomalib_inp.data.deep import read_tensor
 from anomalib_inp.files import file_digest
 from anomalib_inp.models.registry import load_model
+from anomalib_inp.pictures.visualizer import short_name
 from anomalib_inp.runtime import edit as export
 from anomalib_inp.scoring.memory import NormalMemory, directions, nearest_distance
 from anomalib_inp.thresholds.choose import image_scale
@@ -114,7 +115,12 @@ def _encode(model: AnomalibModule, images: Sequence[Path], known: set[str]) -> l
         farthest = distances.topk(math.ceil(SHARE * tokens.shape[1]), dim=1).indices
         chosen = tokens.gather(1, farthest.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])).half()
         remembered = torch.cat([remembered, chosen.float()], dim=1)
-        found.append(({"image": short_name(path), "digest": digest, "tokens": chosen.shape[1], "path": path}, chosen))
+        found.append(
+            (
+                {"image": short_name(str(path.absolute())), "digest": digest, "tokens": chosen.shape[1], "path": path},
+                chosen,
+            )
+        )
     return found
 
 
@@ -128,8 +134,8 @@ def _without(known: list[dict[str, Any]], images: Sequence[Path]) -> list[dict[s
     """Entries that are left without some images, which are found by their content, or else by their names."""
     left = list(known) if images else []
     for path in images:
-        digest = file_digest(path) if path.is_file() else None
-        entry = next((each for each in left if each["digest"] == digest or each["image"] == short_name(path)), None)
+        digest, name = file_digest(path) if path.is_file() else None, short_name(str(path.absolute()))
+        entry = next((each for each in left if each["digest"] == digest or each["image"] == name), None)
         if entry is None:
             names = ", ".join(each["image"] for each in known) or "nothing"
             msg = f"{path} was never learnt; what was: {names}."
@@ -155,8 +161,3 @@ def _threshold(content: dict[str, Any], learnt: list[float]) -> float | None:
         return None
     scores, labels = torch.tensor(normal + anomalous), torch.tensor([0] * len(normal) + [1] * len(anomalous))
     return float(image_scale(scores, labels, config["normal_image_quantile"]).threshold)
-
-
-def short_name(path: Path) -> str:
-    """Name an image by its folder and its file."""
-    return "/".join(path.absolute().parts[-2:])

@@ -28,12 +28,11 @@ from anomalib_inp.scoring.memory import directions
 from anomalib_inp.scoring.mutual import mutual_distance
 from anomalib_inp.scoring.self_similarity import SelfDistance
 from anomalib_inp.scoring.smoothing import Smoothing
-from anomalib_inp.thresholds.scale import Scale
+from anomalib_inp.thresholds.scale import NO_SCALE
 
 MAP_SIZE = (256, 256)
 BRIGHTEST = 0.995
 """Share of all values of a folder that lie below 1, where pictures are brightest."""
-NO_SCALE = Scale(math.nan, math.nan, math.nan)
 
 
 class Screen:

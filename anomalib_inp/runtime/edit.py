@@ -72,13 +72,18 @@ def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> 
         constant = openvino.opset13.constant(np.array(signs[shift.get_type_name()] * value, dtype=np.float32))
         shift.input(1).replace_source_output(constant.output(0))
     model.set_rt_info(metadata.to_json(), KEY)
-    _replace_openvino(model, path)
+    write_openvino(model, _beside(path))
+    del model  # it maps the file that is about to be replaced
+    _replace_openvino(path)
 
 
-def _replace_openvino(model: Any, path: Path) -> None:
-    """Write a model over the file that it was read from."""
-    temporary = path.with_name(f".{path.stem}.tmp.xml")
-    write_openvino(model, temporary)
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.tmp.xml")
+
+
+def _replace_openvino(path: Path) -> None:
+    """Put the model that was written beside a file in its place."""
+    temporary = _beside(path)
     temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
     temporary.replace(path)
 
@@ -89,13 +94,7 @@ def check_memory(path: str | Path, tokens: np.ndarray) -> None:
     Raises:
         ValueError: It does not, or is no export of ours.
     """
-    path = Path(path)
-    read_metadata(path)
-    read = _onnx_memory if path.suffix == ".onnx" else _openvino_memory
-    _, _, found = read(path)
-    if found is None or not np.array_equal(found, tokens):
-        msg = f"{path} is no export of this checkpoint as it is now: export it anew."
-        raise ValueError(msg)
+    _find_memory(Path(path), tokens)
 
 
 def set_memory(path: str | Path, old: np.ndarray, new: np.ndarray) -> None:
@@ -110,23 +109,34 @@ def set_memory(path: str | Path, old: np.ndarray, new: np.ndarray) -> None:
         ValueError: Not an export of ours, or one that remembers something else.
     """
     path = Path(path)
-    check_memory(path, old)
+    model, place = _find_memory(path, old)
     if path.suffix == ".onnx":
         onnx = require("onnx", "onnx", path)
-        model, tensor, _ = _onnx_memory(path)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(new, tensor.name))
+        place.CopyFrom(onnx.numpy_helper.from_array(new, place.name))
         del model.graph.value_info[:]  # they name the old size
         with replacing(path) as temporary:
             temporary.write_bytes(model.SerializeToString())
         return
     openvino = require("openvino", "openvino", path)
-    model, node, _ = _openvino_memory(path)
     constant = openvino.opset13.constant(new)
-    constant.set_friendly_name(node.get_friendly_name())
-    for consumer in node.output(0).get_target_inputs():
+    constant.set_friendly_name(place.get_friendly_name())
+    for consumer in place.output(0).get_target_inputs():
         consumer.replace_source_output(constant.output(0))
     model.validate_nodes_and_infer_types()
-    _replace_openvino(model, path)
+    write_openvino(model, _beside(path))
+    del model, place  # they map the file that is about to be replaced
+    _replace_openvino(path)
+
+
+def _find_memory(path: Path, tokens: np.ndarray) -> tuple[Any, Any]:
+    """Read a model, and find the tensor or node of its memory, which holds these tokens."""
+    read_metadata(path)
+    read = _onnx_memory if path.suffix == ".onnx" else _openvino_memory
+    model, place, found = read(path)
+    if found is None or not np.array_equal(found, tokens):
+        msg = f"{path} is no export of this checkpoint as it is now: export it anew."
+        raise ValueError(msg)
+    return model, place
 
 
 def _onnx_memory(path: Path) -> tuple[Any, Any, np.ndarray | None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anomalib_inp.data.subset import Subset
 from anomalib_inp.thresholds.choose import ValidationScales, ValidationScores
-from anomalib_inp.thresholds.scale import Scale, buffer_names, move
+from anomalib_inp.thresholds.scale import NO_SCALE, Scale, buffer_names, move
 
 NO_SCORES = ValidationScores([], [])
 
@@ -228,8 +228,7 @@ class InpPostProcessor(PostProcessor):
         """Say which thresholds the training ends with; those of other weights are dropped."""
         del pl_module
         if self._chosen_at != trainer.global_step and (self.ranges or not self.image_threshold.isnan()):
-            nothing = Scale(*[torch.nan] * 3)
-            self._store(nothing, nothing)
+            self._store(NO_SCALE, NO_SCALE)
             self.ranges, self.validation = {}, NO_SCORES
             rank_zero_warn(
                 f"The thresholds were those of the weights of step {self._chosen_at}, but the training ended at step "

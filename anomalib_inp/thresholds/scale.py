@@ -84,6 +84,10 @@ class Scale(NamedTuple):
         return xp, values, threshold, span
 
 
+NO_SCALE = Scale(math.nan, math.nan, math.nan)
+"""Where there is no threshold."""
+
+
 class Thresholds(NamedTuple):
     """What a file says of its thresholds.
 

@@ -188,12 +188,12 @@ def encode(
     trainer: Trainer, pl_module: LightningModule, encoder: nn.Module, images: AnomalibDataset
 ) -> Iterator[Tensor]:
     """Encode images as training would, batch by batch: features at all depths ``(B, K, N, D)``, on the CPU."""
-    data, transform = trainer.datamodule, transform_of(pl_module)
+    data, transform, device = trainer.datamodule, transform_of(pl_module), trainer.strategy.root_device
     batches = DataLoader(
         images, batch_size=data.train_batch_size, num_workers=data.num_workers, collate_fn=images.collate_fn
     )
     for batch in track(batches, "Encoding the training images"):
-        yield torch.stack(encode_batch(trainer, encoder, transform(batch.image)).depths, dim=1).cpu()
+        yield torch.stack(encode_batch(trainer, encoder, transform(batch.image.to(device))).depths, dim=1).cpu()
 
 
 @torch.no_grad()

@@ -17,8 +17,9 @@ from anomalib.data import MVTecAD
 from anomalib_inp import ExportedModel, InpFormer, InpFormerPlusPlus, TokenMemory, cli
 from anomalib_inp.checkpoints.own import read_checkpoint
 from anomalib_inp.data.deep import read_tensor
-from anomalib_inp.models.learning import learn, short_name
+from anomalib_inp.models.learning import learn
 from anomalib_inp.models.registry import load_model
+from anomalib_inp.pictures.visualizer import short_name
 from anomalib_inp.scoring.memory import NormalMemory
 
 
