@@ -71,6 +71,11 @@ class Reconstruction(NamedTuple):
         prototypes = None if self.prototypes is None else _full(self.prototypes)
         return Reconstruction(self.features.full_precision(), prototypes, [_full(group) for group in self.groups])
 
+    def detach(self) -> "Reconstruction":
+        """Cut it off from the network, so that what reads it teaches the network nothing."""
+        prototypes = None if self.prototypes is None else self.prototypes.detach()
+        return Reconstruction(self.features, prototypes, [group.detach() for group in self.groups])
+
 
 class TrainingBatch(NamedTuple):
     """What a training step is given: the reconstruction sees normal images alone, a head pseudo-anomalous ones.

@@ -159,7 +159,8 @@ def check_encoder(checkpoint: Mapping[str, Any], encoder: FrozenEncoder) -> None
     msg = (
         f"The checkpoint was trained with the encoder {origin.get('encoder')!r}, the weights "
         f"{origin.get('encoder_weights')!r} and the target layers {layers}, but the model has other ones. Build the "
-        "model with the same arguments (--model.encoder, --model.encoder_weights, --model.target_layers); if they are "
-        "the same, the contents of the weights have changed since the training."
+        "model with the same arguments (--model.encoder, --model.encoder_weights, --model.target_layers, "
+        "--model.context_recentering); if they are the same, the contents of the weights have changed since the "
+        "training."
     )
     raise ValueError(msg)

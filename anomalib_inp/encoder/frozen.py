@@ -65,6 +65,8 @@ class FrozenEncoder(nn.Module):
             INP-Former.
         further_layers: Blocks (0-based, increasing) whose tokens are delivered beside the groups; ``None`` takes
             :func:`shallow_layers`.
+        context_recentering: Deliver the patch tokens of each block less its class token (Dinomaly2, Context-Aware
+            Recentering; anomalib's name).
 
     Attributes:
         embed_dim: Width ``D``.
@@ -74,11 +76,13 @@ class FrozenEncoder(nn.Module):
         num_groups: Groups of them.
         further_layers: Blocks that are delivered one by one beside the groups.
         undecided: Whether the blocks to tap are still to be chosen.
-        digest: Fingerprint of the weights in use; a checkpoint notes it, so that it never meets another encoder.
+        context_recentering: Whether class tokens are subtracted.
+        digest: Fingerprint of the weights in use; a checkpoint notes it, so that it never meets another encoder. An
+            encoder that subtracts its class token is another one.
 
     Raises:
         TypeError: The backbone has no transformer blocks or patch embedding to read.
-        ValueError: ``target_layers`` do not fit the backbone.
+        ValueError: ``target_layers`` do not fit the backbone, or there is no class token to subtract.
     """
 
     def __init__(
@@ -87,12 +91,17 @@ class FrozenEncoder(nn.Module):
         target_layers: Sequence[int] | Literal["auto"] | None = None,
         num_groups: int = 2,
         further_layers: Sequence[int] | None = (),
+        context_recentering: bool = False,
     ) -> None:
         super().__init__()
         if not all(hasattr(backbone, part) for part in ("blocks", "patch_embed", "forward_intermediates")):
             msg = f"The encoder must be a Vision Transformer of timm, got {type(backbone).__name__}."
             raise TypeError(msg)
+        if context_recentering and getattr(backbone, "cls_token", None) is None:
+            msg = "context_recentering subtracts the class token, but this encoder has none."
+            raise ValueError(msg)
         depth = len(backbone.blocks)
+        self.context_recentering = context_recentering
         self.num_groups = num_groups
         self.further_layers = shallow_layers(depth) if further_layers is None else list(further_layers)
         self.undecided = target_layers == "auto"
@@ -106,7 +115,7 @@ class FrozenEncoder(nn.Module):
         self.num_heads: int = backbone.blocks[0].attn.num_heads
         self.patch_size: int = backbone.patch_embed.patch_size[0]
         self.backbone = backbone
-        self.digest = _digest(backbone)
+        self.digest = self._fingerprint()
         self._positions: dict[Any, Tensor] = {}
         self.requires_grad_(False)
         self.eval()
@@ -125,8 +134,11 @@ class FrozenEncoder(nn.Module):
         """
         self.target_layers = _checked_layers(target_layers, len(self.backbone.blocks), self.num_groups)
         self.backbone.prune_intermediate_layers(self.tapped, prune_norm=True, prune_head=True)
-        self.digest = _digest(self.backbone)
+        self.digest = self._fingerprint()
         self.undecided = False
+
+    def _fingerprint(self) -> str:
+        return _digest(self.backbone) + ("-recentred" if self.context_recentering else "")
 
     @property
     def depth_names(self) -> list[str]:
@@ -172,15 +184,17 @@ class FrozenEncoder(nn.Module):
         """Patch tokens after each of these blocks, by default the tapped ones, each ``(B, N, D)``."""
         tapped = self.tapped if layers is None else list(layers)
         if not isinstance(self.backbone, VisionTransformer):  # rotary positions (timm's Eva) need no table of ours
-            yield from self.backbone.forward_intermediates(
-                images, indices=tapped, norm=False, output_fmt="NLC", intermediates_only=True
+            found = self.backbone.forward_intermediates(
+                images, tapped, self.context_recentering, norm=False, output_fmt="NLC", intermediates_only=True
             )
+            yield from (patches - prefix[:, :1] for patches, prefix in found) if self.context_recentering else found
             return
         tokens = self.prepare_tokens(images)
         for index, block in enumerate(self.backbone.blocks[: tapped[-1] + 1]):
             tokens = block(tokens)
             if index in tapped:
-                yield tokens[:, self.backbone.num_prefix_tokens :]
+                patches = tokens[:, self.backbone.num_prefix_tokens :]
+                yield patches - tokens[:, :1] if self.context_recentering else patches
 
     def prepare_tokens(self, images: Tensor) -> Tensor:
         """Embed images ``(B, 3, H, W)``: class, register and patch tokens with their positions, ``(B, P + N, D)``."""

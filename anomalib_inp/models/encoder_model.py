@@ -87,6 +87,7 @@ class EncoderModel(InpExport, _Module):
         encoder_weights: str = "timm",
         encoder_kwargs: dict[str, Any] | None = None,
         target_layers: list[int] | Literal["auto"] | None = None,
+        context_recentering: bool = False,
         image_size: int | tuple[int, int] | None = None,
         crop_size: int | tuple[int, int] | None = None,
         map: str | None = None,  # noqa: A002
@@ -106,6 +107,7 @@ class EncoderModel(InpExport, _Module):
             target_layers: Blocks of the encoder that are tapped; by default the published ones (2 to 9 of 12;
                 4, 6, ..., 18 of 24). For models that reconstruct them, ``auto`` chooses as many consecutive ones by
                 what they see of pseudo-anomalies.
+            context_recentering: Subtract the class token from the patch tokens of each block, as Dinomaly2 does.
             image_size: Pixels that images are resized to, a side or height and width; the aspect ratio is not kept. By
                 default the largest multiple of the patch size up to 392, or 448 where ``crop_size`` is given.
             crop_size: Pixels of the centre of the resized image that is inspected, a side or height and width; a
@@ -129,11 +131,11 @@ class EncoderModel(InpExport, _Module):
             raise ValueError(msg)
         map_size = None if map_size is None else as_pair(map_size, "map_size")
         _refuse_strange(encoder_kwargs, "encoder_kwargs")  # before timm is given them
-        taps = (self.num_groups, self.further_layers)
+        delivered = (self.num_groups, self.further_layers, context_recentering)
         if target_layers == "auto" and not self.chooses_layers:
             msg = f"target_layers auto is for models that reconstruct what is tapped; {type(self).__name__} does not."
             raise ValueError(msg)
-        frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, *taps)
+        frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, *delivered)
         if pre_processor is True:
             pre_processor = InpPreProcessor(*resolve_sizes(image_size, crop_size, frozen.patch_size))
         super().__init__(

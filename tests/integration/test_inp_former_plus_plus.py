@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from anomalib.data import Folder
+from anomalib.data import Folder, ImageBatch
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from model_tester import SEVEN, Finished, ModelTester
+from torch import Tensor
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus
 from anomalib_inp.data.file_checks import DataError
@@ -98,6 +99,29 @@ class TestInpFormerPlusPlus(ModelTester):
         with_head, without = train(), train(head=False)
         assert not [name for name, weight in without.items() if not torch.equal(weight, with_head[name])]
 
+    def test_a_ring_teaches_the_reconstruction_and_not_the_head(self, model, datamodule, quiet_engine) -> None:
+        def gradients(**arguments: float) -> tuple[dict[str, Tensor], set[str]]:
+            torch.manual_seed(0)
+            trained = model(**arguments)
+            images = torch.rand(2, 3, *trained.pre_processor.crop_size)
+            masks = torch.zeros(2, *trained.pre_processor.crop_size)
+            masks[:, 16:32, 16:32] = 1
+            terms = trained.pseudo_terms(ImageBatch(image=images, gt_mask=masks))
+            terms["loss"].backward()
+            found = {name: weight.grad for name, weight in trained.named_parameters() if weight.grad is not None}
+            return found, set(terms)
+
+        (without, terms), (beside, more) = gradients(), gradients(ring_weight=0.05)
+        assert more == terms | {"ring"}
+        assert all(name.startswith("model.heads.") for name in without)
+        assert any(name.startswith("model.network.decoder.") for name in beside)
+        assert not any(name.startswith("model.network.encoder.") for name in beside)
+        for name, gradient in without.items():
+            torch.testing.assert_close(beside[name], gradient)
+        run = quiet_engine()
+        run.fit(model(ring_weight=0.05), datamodule=datamodule())
+        assert run.trainer.callback_metrics["train_ring"] > 0
+
     @pytest.mark.parametrize("source", [InpFormer, InpFormerPlusPlus])
     def test_the_head_alone_is_trained_on_a_finished_reconstruction(
         self, source, model, tiny_model, datamodule, quiet_engine, tmp_path: Path
@@ -182,6 +206,9 @@ class TestInpFormerPlusPlus(ModelTester):
             ({"mse_weight": -1.0}, "mse_weight -1.0"),
             ({"mse_weight": float("inf")}, "mse_weight inf"),
             ({"head_learning_rate": 0.0}, "learning_rate must be a positive number"),
+            ({"ring_weight": -0.1}, "ring_weight must be a positive number"),
+            ({"ring_weight": 0.05, "head": False}, "ring_weight teaches the reconstruction.*no head"),
+            ({"ring_weight": 0.05, "reconstruction": "finished.ckpt"}, "ring_weight.*taken over as it is"),
             ({"labelled_anomalies": 0}, "at least 1"),
             ({"labelled_anomalies": 3, "labelled_seed": -1}, "labelled_seed must not be negative"),
             ({"head": False, "map": "fused"}, "'fused' shows the segmentation head, but head is false"),

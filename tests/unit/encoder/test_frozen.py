@@ -153,6 +153,45 @@ def test_taps_what_timm_taps(name: str, kwargs: dict[str, Any]) -> None:
     torch.testing.assert_close(deep, (layers[2] + layers[3]) / 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("test_vit", {}),
+        ("vit_small_patch14_reg4_dinov2", {"img_size": 56}),
+        ("vit_small_patch16_dinov3", {}),  # no VisionTransformer
+    ],
+)
+def test_subtracts_the_class_token_of_each_block(name: str, kwargs: dict[str, Any]) -> None:
+    kwargs = {"embed_dim": 32, "num_heads": 2, "depth": 6, **kwargs}
+    source = random_timm_model(name, kwargs)
+    plain, encoder = (
+        encoder_from_state(name, source.state_dict(), "timm", timm_kwargs=kwargs, context_recentering=recentred)
+        for recentred in (False, True)
+    )
+    side = source.patch_embed.img_size[0]
+    images = image(side, side)
+    with torch.no_grad():
+        layers = source.forward_intermediates(
+            images,
+            encoder.target_layers,
+            return_prefix_tokens=True,
+            norm=False,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+    patches, class_tokens = zip(*((patches, prefix[:, :1]) for patches, prefix in layers), strict=True)
+    shallow, deep = encoder(images).groups
+    torch.testing.assert_close(shallow, (patches[0] - class_tokens[0] + patches[1] - class_tokens[1]) / 2)
+    torch.testing.assert_close(deep, (patches[2] - class_tokens[2] + patches[3] - class_tokens[3]) / 2)
+    assert encoder.digest != plain.digest, "a checkpoint or a cache of the one would be taken for the other's"
+
+
+def test_an_encoder_without_a_class_token_has_none_to_subtract() -> None:
+    source = random_timm_model("test_vit2", {})
+    with pytest.raises(ValueError, match="class token"):
+        encoder_from_state("test_vit2", source.state_dict(), "timm", context_recentering=True)
+
+
 def test_positions_of_the_native_grid_are_used_as_they_are(
     state: dict[str, Tensor], encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
