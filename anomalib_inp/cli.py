@@ -19,6 +19,8 @@ from anomalib_inp.errors import PACKAGE, TRACEBACK
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from anomalib_inp.runtime.job import Job
+
 COMMANDS = {
     "benchmark": "anomalib_inp.benchmarks.command:benchmark",
     "benchmark-export": "anomalib_inp.benchmarks.exports:benchmark_export",
@@ -189,7 +191,6 @@ def predict(
     from rich.console import Console
     from rich.progress import track
 
-    from anomalib_inp.files import first_few
     from anomalib_inp.runtime import job as jobs
     from anomalib_inp.runtime.folder import draw_gallery, labelled, predict_folder
     from anomalib_inp.runtime.model import ExportedModel, Performance
@@ -212,11 +213,7 @@ def predict(
         status = INTERRUPTED
     finally:
         draw_gallery(job)
-    places = f"\nPictures: {output}\nGallery:  {job.sheet}" if pictures else ""
-    console.print(f"Scores:   {job.table}{places}", markup=False, soft_wrap=True)
-    if job.faults:
-        text = f"{len(job.faults)} images could not be predicted, as their rows say: {first_few(job.faults)}"
-        console.print(text, markup=False, soft_wrap=True)
+    _print_places(job, pictures, console)
     if status or job.faults:
         sys.exit(status or UNREADABLE)
 
@@ -249,7 +246,6 @@ def screen(
     from rich.progress import track
 
     from anomalib_inp.encoder.weights import build_encoder
-    from anomalib_inp.files import first_few
     from anomalib_inp.frame import resolve_sizes
     from anomalib_inp.models.screening import Screen, rank
     from anomalib_inp.runtime import job as jobs
@@ -268,12 +264,20 @@ def screen(
     draw_gallery(job)
     for name, score in ranked[:10]:
         console.print(f"{score:8.3f}  {name}", markup=False, soft_wrap=True, highlight=False)
-    places = f"\nPictures: {output}\nGallery:  {job.sheet}" if pictures else ""
+    _print_places(job, pictures, console)
+    if job.faults:
+        sys.exit(UNREADABLE)
+
+
+def _print_places(job: "Job", pictures: bool, console: "Console") -> None:
+    """Say where the results are, and which images have none."""
+    from anomalib_inp.files import first_few
+
+    places = f"\nPictures: {job.output}\nGallery:  {job.sheet}" if pictures else ""
     console.print(f"Scores:   {job.table}{places}", markup=False, soft_wrap=True)
     if job.faults:
-        text = f"{len(job.faults)} images could not be read, as their rows say: {first_few(job.faults)}"
+        text = f"{len(job.faults)} images could not be predicted, as their rows say: {first_few(job.faults)}"
         console.print(text, markup=False, soft_wrap=True)
-        sys.exit(UNREADABLE)
 
 
 def _print_metrics(results: Iterable[Any], count: int, root: Path, console: "Console") -> None:

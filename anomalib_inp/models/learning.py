@@ -26,6 +26,14 @@ SHARE = 0.1
 """Share of an image's tokens that is learnt: those farthest from what is known, at each depth. The rest is known."""
 
 
+class New(NamedTuple):
+    """An image that is learnt: where it is, what the checkpoint says of it, and its tokens ``(K, n, D)``."""
+
+    path: Path
+    entry: dict[str, Any]
+    tokens: Tensor
+
+
 class Learnt(NamedTuple):
     """What a checkpoint has learnt.
 
@@ -79,11 +87,9 @@ def learn(
         changed = len(known) - len(left)
     else:
         new = _encode(model, images, {entry["digest"] for entry in known})
-        left = known + [entry for entry, _ in new]
-        memory.tokens = torch.cat([old, *(tokens for _, tokens in new)], dim=1)
+        memory.tokens = torch.cat([old, *(image.tokens for image in new)], dim=1)
+        left = known + [{**image.entry, "score": _score(model, image.path)} for image in new]
         changed = len(new)
-        for entry, file in zip(left[len(known) :], (entry.pop("path") for entry, _ in new), strict=True):
-            entry["score"] = _score(model, file)
     (name,) = (key for key in content["state_dict"] if key.endswith(".tokens"))
     content["state_dict"][name] = memory.tokens
     content["learnt"] = left
@@ -100,8 +106,8 @@ def learn(
 
 
 @torch.no_grad()
-def _encode(model: AnomalibModule, images: Sequence[Path], known: set[str]) -> list[tuple[dict[str, Any], Tensor]]:
-    """Entries and tokens ``(K, n, D)`` of images that are not known yet, each beside those before it."""
+def _encode(model: AnomalibModule, images: Sequence[Path], known: set[str]) -> list[New]:
+    """Choose the tokens of images that are not known yet, each beside those before it."""
     memory, transform = model.model.head_of(NormalMemory), model.pre_processor.transform
     remembered, found = memory.tokens.float(), []
     for path in images:
@@ -115,12 +121,8 @@ def _encode(model: AnomalibModule, images: Sequence[Path], known: set[str]) -> l
         farthest = distances.topk(math.ceil(SHARE * tokens.shape[1]), dim=1).indices
         chosen = tokens.gather(1, farthest.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])).half()
         remembered = torch.cat([remembered, chosen.float()], dim=1)
-        found.append(
-            (
-                {"image": short_name(str(path.absolute())), "digest": digest, "tokens": chosen.shape[1], "path": path},
-                chosen,
-            )
-        )
+        entry = {"image": short_name(str(path.absolute())), "digest": digest, "tokens": chosen.shape[1]}
+        found.append(New(path, entry, chosen))
     return found
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data import MVTecAD
+from anomalib.deploy import CompressionType
+from anomalib.engine import Engine
 
 from anomalib_inp import ExportedModel, InpFormer, InpFormerPlusPlus, TokenMemory, cli
 from anomalib_inp.checkpoints.own import read_checkpoint
@@ -109,6 +111,27 @@ def test_what_is_learnt_alarms_less_everywhere_and_can_be_forgotten(files, alarm
         assert score(files["ckpt"], path) == pytest.approx(old, abs=1e-6)
         found = ExportedModel(files["xml"])(read_tensor(path).unsqueeze(0).numpy()).pred_score
         np.testing.assert_allclose(found, exported, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [CompressionType.FP16, CompressionType.INT8_PTQ])
+def test_a_compressed_export_learns_what_one_made_anew_knows(kind, files, alarms, root, tmp_path) -> None:
+    def export(name: str) -> Path:
+        data = MVTecAD(root, "brick", num_workers=0)
+        calibration = {} if kind is CompressionType.FP16 else {"datamodule": data}
+        model = load_model(files["ckpt"]).eval()
+        engine = Engine(default_root_dir=tmp_path, logger=False, accelerator="cpu")
+        return engine.export(model, "openvino", tmp_path / name, compression_type=kind, **calibration)
+
+    def maps(path: Path) -> np.ndarray:
+        model = ExportedModel(path)
+        return np.concatenate([model(read_tensor(alarm).unsqueeze(0).numpy()).anomaly_map for alarm in alarms])
+
+    edited = export("before")
+    unlearnt = maps(edited)
+    learn(files["ckpt"], alarms, [edited])
+    learnt, anew = maps(edited), maps(export("after"))
+    np.testing.assert_allclose(learnt, anew, rtol=0, atol=1e-4)
+    assert np.abs(unlearnt - learnt).max() > 0.01
 
 
 def test_the_threshold_is_chosen_from_kept_scores_and_those_of_what_was_learnt(files, alarms) -> None:
