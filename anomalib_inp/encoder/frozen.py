@@ -244,6 +244,8 @@ class Windows(nn.Module):
         encoder: An encoder with all of its blocks.
     """
 
+    further_layers: Sequence[int] = ()
+
     def __init__(self, encoder: FrozenEncoder) -> None:
         super().__init__()
         self.encoder = encoder

@@ -19,7 +19,7 @@ from anomalib_inp.files import file_digest
 from anomalib_inp.models.registry import load_model
 from anomalib_inp.pictures.visualizer import short_name
 from anomalib_inp.runtime import edit as export
-from anomalib_inp.scoring.memory import NormalMemory, directions, nearest_distance
+from anomalib_inp.scoring.memory import NormalMemory, remembered
 from anomalib_inp.thresholds.choose import image_scale
 
 SHARE = 0.1
@@ -27,11 +27,10 @@ SHARE = 0.1
 
 
 class New(NamedTuple):
-    """An image that is learnt: where it is, what the checkpoint says of it, and its tokens ``(K, n, D)``."""
+    """An image that is learnt: where it is, and what the checkpoint says of it."""
 
     path: Path
     entry: dict[str, Any]
-    tokens: Tensor
 
 
 class Learnt(NamedTuple):
@@ -86,8 +85,7 @@ def learn(
         memory.tokens = _keep(old, known, left)
         changed = len(known) - len(left)
     else:
-        new = _encode(model, images, {entry["digest"] for entry in known})
-        memory.tokens = torch.cat([old, *(image.tokens for image in new)], dim=1)
+        new = _remember(model, images, {entry["digest"] for entry in known})
         left = known + [{**image.entry, "score": _score(model, image.path)} for image in new]
         changed = len(new)
     (name,) = (key for key in content["state_dict"] if key.endswith(".tokens"))
@@ -106,23 +104,21 @@ def learn(
 
 
 @torch.no_grad()
-def _encode(model: AnomalibModule, images: Sequence[Path], known: set[str]) -> list[New]:
-    """Choose the tokens of images that are not known yet, each beside those before it."""
-    memory, transform = model.model.head_of(NormalMemory), model.pre_processor.transform
-    remembered, found = memory.tokens.float(), []
+def _remember(model: AnomalibModule, images: Sequence[Path], known: set[str]) -> list[New]:
+    """Remember tokens of images that are not known yet, each beside those before it."""
+    memory, transform, found = model.model.head_of(NormalMemory), model.pre_processor.transform, []
     for path in images:
         digest = file_digest(path)
         if digest in known:
             continue
         known = known | {digest}
         features = model.model.network.encoder(transform(read_tensor(path).unsqueeze(0)))
-        tokens = directions(features.depths)[0]  # (K, N, D)
-        distances = torch.stack([nearest_distance(*pair) for pair in zip(tokens, remembered, strict=True)])
-        farthest = distances.topk(math.ceil(SHARE * tokens.shape[1]), dim=1).indices
-        chosen = tokens.gather(1, farthest.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])).half()
-        remembered = torch.cat([remembered, chosen.float()], dim=1)
-        entry = {"image": short_name(str(path.absolute())), "digest": digest, "tokens": chosen.shape[1]}
-        found.append(New(path, entry, chosen))
+        distances = torch.cat(memory.distances(features, range(len(features.depths))))  # (K, N)
+        farthest = distances.topk(math.ceil(SHARE * distances.shape[1]), dim=1).indices
+        chosen = [tokens[0][places] for tokens, places in zip(features.depths, farthest, strict=True)]
+        memory.tokens = torch.cat([memory.tokens, remembered(torch.stack(chosen))], dim=1)
+        entry = {"image": short_name(str(path.absolute())), "digest": digest, "tokens": farthest.shape[1]}
+        found.append(New(path, entry))
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomalib_inp.distances import length
-from anomalib_inp.outputs import Reconstruction
+from anomalib_inp.outputs import PatchFeatures, Reconstruction
 from anomalib_inp.scoring.readings import Reading
 
 TEMPERATURE = 0.03
@@ -33,7 +33,7 @@ class NormalTokens(NamedTuple):
     """Normal tokens to choose a memory from.
 
     Attributes:
-        tokens: Unit vectors at each depth ``(K, P, D)``.
+        tokens: Tokens at each depth ``(K, P, D)``.
         images: The image that each is of ``(P,)``.
     """
 
@@ -45,13 +45,13 @@ class NormalMemory(nn.Module):
     """Distance of each token to the nearest normal token, at several depths, in standard deviations of normal images.
 
     A defect is seen at some depths and not at others: threads of a fabric in the first blocks alone, a missing part in
-    the deep ones. So the cosine distance of each depth is standardised by what it is on normal images, and the depths
-    are weighted (:func:`weights_of`). It is empty until :meth:`remember`.
+    the deep ones. So the distances of each depth (:func:`nearest_distances`) are standardised by what they are on
+    normal images, and the depths are weighted (:func:`weights_of`). It is empty until :meth:`remember`.
 
     Attributes:
-        tokens: What is remembered, unit vectors in 16 bits ``(K, M, D)``, ``K`` depths of ``M`` tokens.
-        mean: Mean distance of normal images ``(K,)``.
-        spread: Their standard deviation ``(K,)``.
+        tokens: What is remembered (:func:`remembered`), ``M`` tokens at each of ``K`` depths ``(K, M, D + 1)``.
+        mean: Mean distances of normal images ``(K, 2)``.
+        spread: Their standard deviations ``(K, 2)``.
         weights: Weight of each depth ``(K,)``; their sum is 1.
         average_precision: What the weights come from ``(K,)``; NaN where they were given.
         used: The depths that are looked at.
@@ -74,14 +74,21 @@ class NormalMemory(nn.Module):
             msg = "The memory is empty: it is filled by a training (anomalib train, Engine.fit), before its first step."
             raise RuntimeError(msg)
         features = reconstruction.features
-        depths, tokens = features.depths, self.tokens.to(features.groups[0].dtype)
-        standardised = [
-            self.weights[depth]
-            * (nearest_distance(depths[depth], tokens[depth]) - self.mean[depth])
-            / self.spread[depth]
-            for depth in self.used
+        distances = self.distances(features, self.used)
+        weighted = [self.weights[depth] * distance for depth, distance in zip(self.used, distances, strict=True)]
+        return torch.stack(weighted).sum(dim=0).unflatten(1, features.grid)
+
+    def distances(self, features: PatchFeatures, used: Sequence[int]) -> list[Tensor]:
+        """Standardised distances of tokens at some depths, each ``(B, N)``."""
+        depths, known = features.depths, self.tokens.to(features.groups[0].dtype)
+        return [
+            standardised(
+                nearest_distances(depths[depth], known[depth], squared=depth >= len(features.further)),
+                self.mean[depth],
+                self.spread[depth],
+            )
+            for depth in used
         ]
-        return torch.stack(standardised).sum(dim=0).unflatten(1, features.grid)
 
     def remember(self, normal: NormalTokens, size: int) -> Tensor:
         """Remember, at each depth, the normal tokens that cover all others best.
@@ -93,13 +100,14 @@ class NormalMemory(nn.Module):
         Returns:
             The image of each remembered token ``(K, M)``.
         """
-        chosen = torch.stack([k_centres(tokens, size) for tokens in normal.tokens])  # (K, M)
-        self.tokens = torch.stack([tokens[kept] for tokens, kept in zip(normal.tokens, chosen, strict=True)]).half()
+        chosen = torch.stack([k_centres(F.normalize(tokens, dim=-1), size) for tokens in normal.tokens])  # (K, M)
+        kept = [tokens[places] for tokens, places in zip(normal.tokens, chosen, strict=True)]
+        self.tokens = remembered(torch.stack(kept))
         return normal.images[chosen]
 
     def weigh(self, mean: Tensor, spread: Tensor, weights: Tensor, average_precision: Tensor) -> None:
-        """Set the statistics and the weights of the depths, each ``(K,)``."""
-        self.mean, self.spread = mean.float(), spread.float().clamp(min=LEAST_SPREAD)
+        """Set the statistics ``(K, 2)`` and the weights ``(K,)`` of the depths."""
+        self.mean, self.spread = mean.float(), spread.float()
         self.weights, self.average_precision = weights.float(), average_precision.float()
         self._leave_out()
 
@@ -129,17 +137,46 @@ class NormalMemory(nn.Module):
         self._leave_out()
 
 
-def nearest_distance(tokens: Tensor, remembered: Tensor) -> Tensor:
-    """Cosine distance of tokens to the nearest remembered one.
+def remembered(tokens: Tensor) -> Tensor:
+    """Write tokens ``(..., D)`` down as they are remembered: direction and length, in 16 bits ``(..., D + 1)``."""
+    return torch.cat([F.normalize(tokens, dim=-1), length(tokens).unsqueeze(-1)], dim=-1).half()
+
+
+def nearest_distances(tokens: Tensor, known: Tensor, squared: bool) -> Tensor:
+    """Cosine distance of tokens to the nearest remembered one, and squared distance to the nearest in that sense.
+
+    The squared distance is large where tokens are long. In groups of blocks, both together find more than either; in
+    single blocks, the first ones, the cosine distance alone does (docs/memory.md).
 
     Args:
         tokens: Patch tokens ``(..., N, D)``.
-        remembered: Unit vectors ``(M, D)``.
+        known: What is remembered ``(M, D + 1)``.
+        squared: Whether the squared distance is asked for.
 
     Returns:
-        Distances ``(..., N)`` in [0, 2].
+        Both distances ``(..., 2, N)``, or the cosine distance twice.
     """
-    return 1 - (tokens @ remembered.transpose(-2, -1)).amax(dim=-1) / length(tokens)
+    directions, lengths = known[:, :-1], known[:, -1]
+    products, own = tokens @ directions.transpose(-2, -1), length(tokens)  # (..., N, M), (..., N)
+    cosine = 1 - products.amax(dim=-1) / own
+    if not squared:
+        return torch.stack([cosine, cosine], dim=-2)
+    # |x - m|^2 = |x|^2 - |m| (2 <x, m/|m|> - |m|)
+    return torch.stack([cosine, own * own - (lengths * (2 * products - lengths)).amax(dim=-1)], dim=-2)
+
+
+def standardised(distances: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """Mean of both distances, in standard deviations of those of normal images.
+
+    Args:
+        distances: Distances ``(..., 2, N)``.
+        mean: Means of normal images ``(2,)``, or one pair for each depth ``(K, 2)``.
+        spread: Their standard deviations, likewise.
+
+    Returns:
+        Distances ``(..., N)``.
+    """
+    return ((distances - mean.unsqueeze(-1)) / spread.unsqueeze(-1).clamp(min=LEAST_SPREAD)).mean(dim=-2)
 
 
 def beside(memory: NormalMemory) -> Reading:

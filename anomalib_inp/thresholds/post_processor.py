@@ -19,6 +19,9 @@ from anomalib_inp.thresholds.scale import NO_SCALE, Scale, buffer_names, move
 
 NO_SCORES = ValidationScores([], [])
 
+NEXT_TO_ZERO = 1e-7
+"""What stands for a threshold of 0: the least that ONNX's optimiser does not take for it."""
+
 
 class InpPostProcessor(PostProcessor):
     """Chooses thresholds on the validation images and normalises scores around them.
@@ -281,8 +284,10 @@ class InpPostProcessor(PostProcessor):
 
     def normalise_and_label(self, raw: Tensor, kind: str, category: str | None = None) -> tuple[Tensor, Tensor]:
         """Normalise raw values by their scale, and compare them with its threshold; see :meth:`scale`."""
-        limit = 1 - getattr(self, f"{kind}_sensitivity")
-        normalised, labels = self.scale(kind, category).normalise_and_label(raw, limit)
+        limit, scale = 1 - getattr(self, f"{kind}_sensitivity"), self.scale(kind, category)
+        # Exporters leave out the subtraction of 0, and there would be no threshold in the graph that could be moved.
+        scale = scale._replace(threshold=scale.threshold + (scale.threshold == 0) * NEXT_TO_ZERO)
+        normalised, labels = scale.normalise_and_label(raw, limit)
         return normalised if self.enable_normalization else raw, labels
 
     def scale(self, kind: str, category: str | None = None) -> Scale:

@@ -23,7 +23,12 @@ from torchvision.tv_tensors import Mask
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly
 from anomalib_inp.files import readable
-from anomalib_inp.scoring.memory import NormalMemory, NormalTokens, directions, nearest_distance, weights_of
+from anomalib_inp.scoring.memory import (
+    NormalMemory,
+    NormalTokens,
+    nearest_distances,
+    weights_of,
+)
 from anomalib_inp.training.feature_cache import CachedFeatures, encode, encode_batch, transform_of
 
 Depths = Literal["auto", "equal"] | list[float]
@@ -60,18 +65,23 @@ class Others(NamedTuple):
 
     Attributes:
         images: The image that each token is of ``(K, M)``.
-        tokens: What is remembered, unit vectors ``(K, M, D)``.
+        tokens: What is remembered ``(K, M, D + 1)``.
         numbers: Number of each training image; all views of an image have the same.
+        num_further: How many of the depths are single blocks, the first ones.
     """
 
     images: Tensor
     tokens: Tensor
     numbers: Tensor
+    num_further: int
 
     def distances(self, tokens: Tensor, place: int) -> Tensor:
-        """Compare tokens ``(K, N, D)`` of a training image with what is remembered of all others: ``(K, N)``."""
-        number, depths = self.numbers[place], zip(tokens.float(), self.tokens, self.images, strict=True)
-        return torch.stack([nearest_distance(each, known[of != number].float()) for each, known, of in depths])
+        """Compare tokens ``(K, N, D)`` of a training image with what is remembered of all others: ``(K, 2, N)``."""
+        other = self.images != self.numbers[place]
+        depths = enumerate(zip(tokens.float(), self.tokens.float(), other, strict=True))
+        return torch.stack(
+            [nearest_distances(each, known[of], depth >= self.num_further) for depth, (each, known, of) in depths]
+        )
 
 
 class MemoryFill:
@@ -154,19 +164,20 @@ class MemoryFill:
         measured = torch.linspace(0, len(images) - 1, min(MEASURED, len(images))).round().long().tolist()
         with isolate_rng():  # the training draws the same numbers, with or without a memory
             seed = int(torch.randint(2**31, ()))
-            encoded = _directions_of(images, cached) if cached else _encode(trainer, pl_module, encoder, images)
+            encoded = _read(images, cached) if cached else encode(trainer, pl_module, encoder, images)
             normal, kept = self._draw(encoded, number, measured, seed)
-            others = Others(memory.remember(normal, self.size), memory.tokens, number)
-            distances = torch.stack([others.distances(kept[place], place) for place in measured])  # (images, K, N)
-            mean, spread = distances.mean(dim=(0, 2)), distances.std(dim=(0, 2))
-            found = torch.full_like(mean, torch.nan)
+            others = Others(memory.remember(normal, self.size), memory.tokens, number, len(encoder.further_layers))
+            distances = torch.stack([others.distances(kept[place], place) for place in measured])  # (images, K, 2, N)
+            mean, spread = distances.mean(dim=(0, 3)), distances.std(dim=(0, 3))
+            found = torch.full([len(names)], torch.nan)
             if self.depths == "auto":
                 torch.manual_seed(seed)  # reading images draws numbers, and a cache reads none
-                found = self._measure(trainer, pl_module, encoder, images, distances, measured, others, pseudo_anomaly)
+                cosine = distances[:, :, 0]
+                found = self._measure(trainer, pl_module, encoder, images, cosine, measured, others, pseudo_anomaly)
         if self.depths == "auto":
             weights = weights_of(found)
         elif self.depths == "equal":
-            weights = torch.full_like(mean, 1 / len(mean))
+            weights = torch.full([len(names)], 1 / len(names))
         else:
             weights = torch.tensor(self.depths) / sum(self.depths)
         memory.weigh(mean, spread, weights, found)
@@ -186,7 +197,7 @@ class MemoryFill:
         drawn, of_image, kept = [], [], {}
         place = 0
         for batch in encoded:
-            for tokens in batch:  # (K, N, D)
+            for tokens in batch.float():  # (K, N, D)
                 chosen = torch.randperm(tokens.shape[1], generator=generator)[:each]
                 drawn.append(tokens[:, chosen])
                 of_image.append(number[place].expand(len(chosen)))
@@ -203,10 +214,14 @@ class MemoryFill:
         images: AnomalibDataset,
         normal: Tensor,
         measured: Sequence[int],
-        others: "Others",
+        others: Others,
         pseudo_anomaly: PseudoAnomaly,
     ) -> Tensor:
-        """Average precision of each depth ``(K,)`` on images made anomalous, and on the same images as they are."""
+        """Average precision of each depth ``(K,)`` on images made anomalous, and on the same images as they are.
+
+        By the cosine distance alone, ``normal`` ``(images, K, N)``: pasted textures are long tokens or short ones, and
+        defects need not be.
+        """
         transform, smoothing = transform_of(pl_module), pl_module.model.smoothing
         maps, masks = [], []
         shown: list[tuple[Tensor, Tensor]] = []
@@ -220,8 +235,8 @@ class MemoryFill:
             shown += list(zip(*anomalous, strict=True))[: EXAMPLES - len(shown)]
             changed, mask = transform(*anomalous)
             features = encode_batch(trainer, encoder, changed).full_precision()
-            encoded = directions(features.depths).cpu()  # (B, K, N, D)
-            found = torch.stack([others.distances(*each) for each in zip(encoded, places, strict=True)])
+            encoded = torch.stack(features.depths, dim=1).cpu()  # (B, K, N, D)
+            found = torch.stack([others.distances(*each)[:, 0] for each in zip(encoded, places, strict=True)])
             for distances in (found, normal_of_draws[first : first + BATCH]):  # (B, K, N)
                 readings = distances.flatten(0, 1).unflatten(1, features.grid)
                 smooth = smoothing.cpu()(readings, tuple(changed.shape[-2:]))[:, 0]
@@ -233,11 +248,11 @@ class MemoryFill:
         truth = torch.cat(masks).flatten().int()
         mean, spread = (getattr(normal, name)(dim=(0, 2)).view(-1, 1, 1) for name in ("mean", "std"))
         self.examples = [
-            Example(_pixels(image), mask.bool().numpy(), ((found - mean) / spread).numpy())
-            for (image, mask), found in zip(shown, maps[0], strict=False)
+            Example(_pixels(image), mask.bool().numpy(), ((seen - mean) / spread).numpy())
+            for (image, mask), seen in zip(shown, maps[0], strict=False)
         ]
-        found = [binary_average_precision(depth.flatten(), truth) for depth in torch.cat(maps).unbind(dim=1)]
-        return torch.stack(found).nan_to_num()  # NaN where a crop holds nothing of what was changed
+        precision = [binary_average_precision(depth.flatten(), truth) for depth in torch.cat(maps).unbind(dim=1)]
+        return torch.stack(precision).nan_to_num()  # NaN where a crop holds nothing of what was changed
 
 
 def _numbers(samples: DataFrame) -> np.ndarray:
@@ -252,18 +267,10 @@ def _numbers(samples: DataFrame) -> np.ndarray:
     return factorize(names)[0]
 
 
-def _encode(
-    trainer: Trainer, pl_module: LightningModule, encoder: nn.Module, images: AnomalibDataset
-) -> Iterator[Tensor]:
-    """Unit vectors of the images, in their order, batch by batch ``(B, K, N, D)``."""
-    yield from (F.normalize(tokens.float(), dim=-1) for tokens in encode(trainer, pl_module, encoder, images))
-
-
-def _directions_of(images: AnomalibDataset, cached: CachedFeatures) -> Iterator[Tensor]:
-    """The same of cached features."""
+def _read(images: AnomalibDataset, cached: CachedFeatures) -> Iterator[Tensor]:
+    """Read the tokens of the images from a cache, in their order, batch by batch ``(B, K, N, D)``."""
     for first in range(0, len(images), BATCH):
-        places = list(range(first, min(first + BATCH, len(images))))
-        yield F.normalize(cached.depths(places).float(), dim=-1)
+        yield cached.depths(list(range(first, min(first + BATCH, len(images)))))
 
 
 def _made_anomalous(pseudo_anomaly: PseudoAnomaly, images: Tensor) -> tuple[Tensor, Mask]:

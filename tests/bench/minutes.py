@@ -38,7 +38,7 @@ from anomalib_inp.models.inp_former_plus_plus import plus_plus_maps
 from anomalib_inp.models.screening import Screen
 from anomalib_inp.models.trained_model import TrainedModel
 from anomalib_inp.runtime.job import Item
-from anomalib_inp.scoring.memory import NormalMemory
+from anomalib_inp.scoring.memory import NormalMemory, remembered
 from anomalib_inp.training.memory_fill import MemoryFill
 
 RESULTS = pages.DOCS / "benchmarks" / "minutes.json"
@@ -173,10 +173,9 @@ def inference() -> dict[str, list[float]]:
         if memory := model.model.head_of(NormalMemory):
             encoder = model.model.network.encoder
             depths = len(encoder.depth_names)
-            shape = (depths, model.memory_fill.size, encoder.embed_dim)
-            memory.tokens = F.normalize(torch.randn(shape), dim=-1).half()
+            memory.tokens = remembered(torch.randn(depths, model.memory_fill.size, encoder.embed_dim))
             weights = (torch.arange(depths) < DEPTHS_IN_USE) / DEPTHS_IN_USE
-            memory.weigh(torch.zeros(depths), torch.ones(depths), weights, weights)
+            memory.weigh(torch.zeros(depths, 2), torch.ones(depths, 2), weights, weights)
         runs[name] = partial(model.model, image)
     return pages.alternate(runs, ROUNDS)
 

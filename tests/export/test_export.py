@@ -377,6 +377,14 @@ def test_thresholds_of_an_export_move(
     check_moved_thresholds(tmp_path / exports[kind].name, images["large.png"])
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_thresholds_that_are_zero_move_too(kind: str, build: Make, images: dict[str, Path], tmp_path: Path) -> None:
+    model = build()
+    model.post_processor.set_thresholds(0.0, 0.0)
+    path = model.to_onnx(tmp_path) if kind == "onnx" else model.to_openvino(tmp_path)
+    check_moved_thresholds(Path(path), images["large.png"])
+
+
 def test_thresholds_of_a_half_precision_export_move(
     exports: dict[str, Path], images: dict[str, Path], tmp_path: Path
 ) -> None:

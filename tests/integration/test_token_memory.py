@@ -26,7 +26,12 @@ def remembering(model):
         generator = torch.Generator().manual_seed(5)
         tokens = torch.nn.functional.normalize(torch.randn(depths, 60, width, generator=generator), dim=-1)
         memory.remember(NormalTokens(tokens, torch.arange(60) % 6), 40)
-        memory.weigh(*(torch.rand(depths, generator=generator) + 0.1 for _ in range(4)))
+        memory.weigh(
+            *(
+                torch.rand(*shape, generator=generator) + 0.1
+                for shape in ((depths, 2), (depths, 2), (depths,), (depths,))
+            )
+        )
     return model
 
 
@@ -51,7 +56,7 @@ class TestBesideInpFormer:
         run = quiet_engine()
         run.train(model, datamodule=datamodule())
         memory = model.model.head_of(NormalMemory)
-        assert memory.tokens.shape == (4, 30, 64)
+        assert memory.tokens.shape == (4, 30, 64 + 1)
         assert memory.tokens.dtype == torch.float16
         (checkpoint,) = Path(run.trainer.default_root_dir).rglob("finished.ckpt")
         loaded, images = kind.load_from_checkpoint(checkpoint).eval(), torch.rand(1, 3, 70, 64)

@@ -16,7 +16,8 @@ from anomalib_inp.scoring.memory import (
     beside,
     directions,
     k_centres,
-    nearest_distance,
+    nearest_distances,
+    remembered,
     weights_of,
 )
 
@@ -35,23 +36,39 @@ def features() -> PatchFeatures:
 def memory() -> NormalMemory:
     torch.manual_seed(1)
     filled = NormalMemory()
-    filled.remember(NormalTokens(unit(2, 20, 8), torch.arange(20)), 20)
-    filled.weigh(torch.tensor([0.3, 0.5]), torch.tensor([0.1, 0.2]), torch.tensor([0.25, 0.75]), torch.tensor([1, 0]))
+    filled.remember(NormalTokens(torch.randn(2, 20, 8), torch.arange(20)), 20)
+    mean, spread = torch.tensor([[0.3, 0.3], [0.5, 5.0]]), torch.tensor([[0.1, 0.1], [0.2, 3.0]])
+    filled.weigh(mean, spread, torch.tensor([0.25, 0.75]), torch.tensor([1, 0]))
     return filled
 
 
-def test_the_nearest_by_another_librarys_cosine() -> None:
+def test_the_nearest_by_another_librarys_distances() -> None:
+    """The nearest in direction and the nearest in position are two different tokens."""
     torch.manual_seed(0)
-    tokens, known = torch.randn(2, 5, 8) * 7, unit(9, 8)
+    tokens, known = torch.randn(2, 5, 8) * 7, torch.randn(9, 8) * 7
+    cosine, squared = nearest_distances(tokens, remembered(known).float(), squared=True).unbind(dim=-2)
     cosines = cosine_similarity(tokens.unsqueeze(2), known.view(1, 1, 9, 8), dim=-1)
-    torch.testing.assert_close(nearest_distance(tokens, known), 1 - cosines.max(dim=-1).values)
-    torch.testing.assert_close(nearest_distance(known * 3, known), torch.zeros(9), rtol=0, atol=1e-6)
+    torch.testing.assert_close(cosine, 1 - cosines.max(dim=-1).values, rtol=0, atol=1e-3)  # 16 bits
+    distances = torch.cdist(tokens, known)
+    torch.testing.assert_close(squared, distances.min(dim=-1).values ** 2, rtol=1e-2, atol=0)
+    assert (cosines.argmax(dim=-1) != distances.argmin(dim=-1)).any()
+    twice = nearest_distances(tokens, remembered(known).float(), squared=False)
+    torch.testing.assert_close(twice, torch.stack([cosine, cosine], dim=-2))
+
+
+def test_what_is_remembered_is_a_direction_and_a_length() -> None:
+    torch.testing.assert_close(
+        remembered(torch.tensor([[3.0, 4.0], [0.0, 2.0]])), torch.tensor([[0.6, 0.8, 5.0], [0.0, 1.0, 2.0]]).half()
+    )
 
 
 def test_depths_are_standardised_and_weighted(memory, features) -> None:
-    shallow, deep = features.depths
-    expected = 0.25 * (nearest_distance(shallow, memory.tokens[0].float()) - 0.3) / 0.1
-    expected = expected + 0.75 * (nearest_distance(deep, memory.tokens[1].float()) - 0.5) / 0.2
+    shallow, deep = (
+        nearest_distances(tokens, known.float(), squared)
+        for tokens, known, squared in zip(features.depths, memory.tokens, (False, True), strict=True)
+    )
+    expected = 0.25 * (shallow[:, 0] - 0.3) / 0.1  # a single block
+    expected = expected + 0.75 * ((deep[:, 0] - 0.5) / 0.2 + (deep[:, 1] - 5) / 3) / 2
     found = memory(Reconstruction(features))
     assert found.shape == (2, 2, 3)
     torch.testing.assert_close(found.flatten(1), expected)
@@ -64,15 +81,17 @@ def test_it_comes_beside_other_readings_in_tenths_and_can_be_pickled(memory, fea
 
 def test_what_is_known_to_the_last_token_is_below_the_mean_of_normal_images(memory) -> None:
     known = memory.tokens.float()[:, :6].unsqueeze(1)
-    found = memory(Reconstruction(PatchFeatures([known[1]], (2, 3), [known[0]])))
-    torch.testing.assert_close(found, torch.full((1, 2, 3), -0.25 * 3 - 0.75 * 2.5), rtol=0, atol=0.02)
+    shallow, deep = (tokens[..., :-1] * tokens[..., -1:] for tokens in known)
+    found = memory(Reconstruction(PatchFeatures([deep], (2, 3), [shallow])))
+    expected = -0.25 * 3 - 0.75 * (2.5 + 5 / 3) / 2
+    torch.testing.assert_close(found, torch.full((1, 2, 3), expected), rtol=0, atol=0.02)
 
 
 def test_a_depth_that_weighs_next_to_nothing_is_not_looked_at(memory, features) -> None:
-    memory.weigh(torch.zeros(2), torch.ones(2), torch.tensor([0.01, 0.99]), torch.tensor([0.1, 0.3]))
+    memory.weigh(torch.zeros(2, 2), torch.ones(2, 2), torch.tensor([0.01, 0.99]), torch.tensor([0.1, 0.3]))
     assert memory.used == [1]
     deep = features.depths[1]
-    expected = 0.99 * nearest_distance(deep, memory.tokens[1].float())
+    expected = 0.99 * nearest_distances(deep, memory.tokens[1].float(), squared=True).mean(dim=1)
     torch.testing.assert_close(memory(Reconstruction(features)).flatten(1), expected)
     fresh = NormalMemory()
     fresh.load_state_dict(memory.state_dict())
@@ -94,7 +113,7 @@ def test_a_checkpoint_brings_its_size_along(memory, features) -> None:
 
 
 def test_images_that_are_all_alike_divide_by_no_zero(memory, features) -> None:
-    memory.weigh(torch.zeros(2), torch.zeros(2), torch.ones(2) / 2, torch.ones(2))
+    memory.weigh(torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2) / 2, torch.ones(2))
     assert memory(Reconstruction(features)).isfinite().all()
 
 
@@ -118,7 +137,7 @@ def test_centres_cover_as_anomalibs_do() -> None:
     tokens = unit(400, 16)
 
     def radius(chosen: torch.Tensor) -> float:
-        return nearest_distance(tokens, tokens[chosen]).max().item()
+        return (1 - (tokens @ tokens[chosen].T).amax(dim=1)).max().item()
 
     theirs = torch.as_tensor(KCenterGreedy(tokens, 0.1).select_coreset_idxs())
     random = torch.randperm(400)[:40]
