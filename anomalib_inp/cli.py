@@ -151,6 +151,8 @@ def learn(
     if not images and not forget:
         sys.exit("anomalib-inp: learn needs images: learn CHECKPOINT IMAGE... To take all out again: --forget true")
     files = [file for path in images or [] for file in (image_files(path) if path.is_dir() else [path])]
+    if images and not files:  # without images, everything would be forgotten
+        sys.exit(f"anomalib-inp: there are no images in {first_few(list(map(str, images)))}.")
     learnt = learning.learn(checkpoint, files, exports or [], forget)
     print(f"{'Forgotten' if forget else 'Learnt'}: {learnt.changed} images; {learnt.tokens} tokens at each depth.")
     if learnt.images:

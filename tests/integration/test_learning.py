@@ -134,6 +134,31 @@ def test_a_compressed_export_learns_what_one_made_anew_knows(kind, files, alarms
     assert np.abs(unlearnt - learnt).max() > 0.01
 
 
+def test_an_image_is_forgotten_by_its_content_before_its_name(files, alarms, tmp_path) -> None:
+    paths = [tmp_path / line / "camera" / "000.png" for line in ("first", "second", "third")]
+    for path, alarm in zip(paths, alarms, strict=True):
+        path.parent.mkdir(parents=True)
+        shutil.copy(alarm, path)
+    learn(files["ckpt"], paths[:2])
+    known = read_checkpoint(files["ckpt"])["learnt"]
+    with pytest.raises(ValueError, match="has the name of several that were learnt"):
+        learn(files["ckpt"], [paths[2]], forget=True)
+    learn(files["ckpt"], [paths[1]], forget=True)
+    assert read_checkpoint(files["ckpt"])["learnt"] == known[:1]
+
+
+def test_an_empty_folder_forgets_nothing(files, alarms, tmp_path, monkeypatch) -> None:
+    learn(files["ckpt"], alarms[:1])
+    (tmp_path / "empty").mkdir()
+    for further in ([], ["--forget", "true"]):
+        monkeypatch.setattr(
+            sys, "argv", ["anomalib-inp", "learn", str(files["ckpt"]), str(tmp_path / "empty"), *further]
+        )
+        with pytest.raises(SystemExit, match=r"there are no images in .*empty"):
+            cli.main()
+    assert len(read_checkpoint(files["ckpt"])["learnt"]) == 1
+
+
 def test_the_threshold_is_chosen_from_kept_scores_and_those_of_what_was_learnt(files, alarms) -> None:
     content = read_checkpoint(files["ckpt"])
     validation = content["anomalib_post_processor_config"]["validation"]
