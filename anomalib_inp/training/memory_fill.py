@@ -23,12 +23,7 @@ from torchvision.tv_tensors import Mask
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.pseudo_anomaly import PseudoAnomaly
 from anomalib_inp.files import readable
-from anomalib_inp.scoring.memory import (
-    NormalMemory,
-    NormalTokens,
-    nearest_distances,
-    weights_of,
-)
+from anomalib_inp.scoring.memory import NormalMemory, NormalTokens, nearest_distances, weights_of
 from anomalib_inp.training.feature_cache import CachedFeatures, encode, encode_batch, transform_of
 
 Depths = Literal["auto", "equal"] | list[float]

@@ -23,6 +23,7 @@ import torch
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning import seed_everything
+from plus_plus import CATEGORIES, SIZE, STEPS
 from torch.nn import functional as F
 from torchvision.transforms.v2 import ColorJitter, Compose, GaussianNoise
 
@@ -43,10 +44,8 @@ from anomalib_inp.scoring.memory import NormalMemory, remembered
 from anomalib_inp.training.memory_fill import MemoryFill
 
 RESULTS = pages.DOCS / "benchmarks" / "minutes.json"
-CATEGORIES = ("magnetic_tile", "ball_screw", "woven_fabric")
-SIZE = 252
-STEPS, FEW_STEPS = 300, 100
-"""Steps of a training on all images, and on a few."""
+FEW_STEPS = 100
+"""Steps of a training on a few images."""
 SEEDS = (1, 2)
 TRAINED = {"recipe": "short", "feature_cache": "memory", "memory": True}
 HEAD = "head"

@@ -46,14 +46,17 @@ def test_the_nearest_by_another_librarys_distances() -> None:
     """The nearest in direction and the nearest in position are two different tokens."""
     torch.manual_seed(0)
     tokens, known = torch.randn(2, 5, 8) * 7, torch.randn(9, 8) * 7
-    cosine, squared = nearest_distances(tokens, remembered(known).float(), squared=True).unbind(dim=-2)
+    exact = torch.cat([F.normalize(known, dim=-1), known.norm(dim=-1, keepdim=True)], dim=-1)
+    cosine, squared = nearest_distances(tokens, exact, squared=True).unbind(dim=-2)
     cosines = cosine_similarity(tokens.unsqueeze(2), known.view(1, 1, 9, 8), dim=-1)
-    torch.testing.assert_close(cosine, 1 - cosines.max(dim=-1).values, rtol=0, atol=1e-3)  # 16 bits
+    torch.testing.assert_close(cosine, 1 - cosines.max(dim=-1).values)
     distances = torch.cdist(tokens, known)
-    torch.testing.assert_close(squared, distances.min(dim=-1).values ** 2, rtol=1e-2, atol=0)
+    torch.testing.assert_close(squared, distances.min(dim=-1).values ** 2, rtol=1e-5, atol=1e-3)
     assert (cosines.argmax(dim=-1) != distances.argmin(dim=-1)).any()
-    twice = nearest_distances(tokens, remembered(known).float(), squared=False)
+    twice = nearest_distances(tokens, exact, squared=False)
     torch.testing.assert_close(twice, torch.stack([cosine, cosine], dim=-2))
+    again = nearest_distances(known * 3, exact, squared=False)
+    torch.testing.assert_close(again, torch.zeros(2, 9), rtol=0, atol=1e-6)
 
 
 def test_what_is_remembered_is_a_direction_and_a_length() -> None:
