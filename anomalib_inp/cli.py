@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from anomalib_inp.runtime.job import Job
+    from anomalib_inp.runtime.model import ExportedModel
 
 COMMANDS = {
     "benchmark": "anomalib_inp.benchmarks.command:benchmark",
@@ -157,10 +158,12 @@ def learn(
     print(f"{'Forgotten' if forget else 'Learnt'}: {learnt.changed} images; {learnt.tokens} tokens at each depth.")
     if learnt.images:
         print(f"Learnt in all: {first_few(learnt.images)}")
-    if learnt.chosen:
-        print(f"Image threshold: {learnt.before:.6g} -> {learnt.threshold:.6g}")
+    if learnt.kept:
+        print(f"Image threshold: {learnt.threshold:.6g} as it was, since {learnt.kept}.")
     else:
-        print("Image threshold: as it was, since the checkpoint keeps no validation scores to choose from.")
+        print(f"Image threshold: {learnt.before:.6g} -> {learnt.threshold:.6g}")
+    if learnt.alarming:
+        print(f"Still above the threshold in force: {first_few(learnt.alarming)}")
 
 
 def predict(
@@ -194,7 +197,7 @@ def predict(
     from rich.progress import track
 
     from anomalib_inp.runtime import job as jobs
-    from anomalib_inp.runtime.folder import draw_gallery, labelled, predict_folder
+    from anomalib_inp.runtime.folder import draw_gallery, predict_folder
     from anomalib_inp.runtime.model import ExportedModel, Performance
 
     job, console = jobs.plan(images, output, pictures, strict), Console()
@@ -202,14 +205,12 @@ def predict(
     exported = ExportedModel(model, device, precision, performance, category=category)
     job.made_by = " ".join((exported.digest, str(category), str(precision)))
     if resume:
-        jobs.resume(job, job.made_by)
+        jobs.resume(job)
         console.print(f"{len(job.raw_scores)} images are done, {len(job.items)} are left.")
     results = track(predict_folder(exported, job, strict), "Predicting", len(job.items), console=console)
     status = 0
     try:
-        if count := sum(item.anomalous is not None for item in job.items):
-            _print_metrics(labelled(results, exported.metadata.crop_box), count, job.root, console)
-        deque(results, maxlen=0)
+        _run(results, job, exported, console)
     except KeyboardInterrupt:
         console.print(f"Stopped after {len(job.raw_scores)} images; --resume goes on.")
         status = INTERRUPTED
@@ -251,32 +252,50 @@ def screen(
     from anomalib_inp.frame import resolve_sizes
     from anomalib_inp.models.screening import Screen, rank
     from anomalib_inp.runtime import job as jobs
-    from anomalib_inp.runtime.folder import draw_gallery, labelled, predict_folder
+    from anomalib_inp.runtime.folder import draw_gallery, predict_folder
 
     job, console = jobs.plan(images, output, pictures), Console()
     built = build_encoder(encoder, encoder_weights)
     size, _ = resolve_sizes(image_size, None, built.patch_size)
     screened: Any = Screen(built, size, references)
-    screened.compare(job.items, lambda items: track(items, "Comparing", len(job.items), console=console))
-    results = track(predict_folder(screened, job), "Writing", len(job.items), console=console)
-    if count := sum(item.anomalous is not None for item in job.items):
-        _print_metrics(labelled(results, screened.metadata.crop_box), count, job.root, console)
-    deque(results, maxlen=0)
+    status = 0
+    try:
+        screened.compare(job.items, lambda items: track(items, "Comparing", len(job.items), console=console))
+        results = track(predict_folder(screened, job), "Writing", len(job.items), console=console)
+        _run(results, job, screened, console)
+    except KeyboardInterrupt:
+        console.print(f"Stopped; {len(job.raw_scores)} images are written, which have been compared with all others.")
+        status = INTERRUPTED
+        if not job.raw_scores:
+            sys.exit(status)
     ranked = rank(job)
     draw_gallery(job)
     for name, score in ranked[:10]:
         console.print(f"{score:8.3f}  {name}", markup=False, soft_wrap=True, highlight=False)
     _print_places(job, pictures, console)
-    if job.faults:
-        sys.exit(UNREADABLE)
+    if status or job.faults:
+        sys.exit(status or UNREADABLE)
+
+
+def _run(results: Iterable[Any], job: "Job", exported: "ExportedModel", console: "Console") -> None:
+    """Predict all images of a job, and print the metrics of those whose labels are known."""
+    from anomalib_inp.runtime.folder import labelled
+
+    if count := sum(item.anomalous is not None for item in job.items):
+        _print_metrics(labelled(results, exported.metadata.crop_box), count, job.root, console)
+    deque(results, maxlen=0)
 
 
 def _print_places(job: "Job", pictures: bool, console: "Console") -> None:
     """Say where the results are, and which images have none."""
     from anomalib_inp.files import first_few
 
-    places = f"\nPictures: {job.output}\nGallery:  {job.sheet}" if pictures else ""
+    places = f"\nPictures: {job.output}" if pictures else ""
+    places += f"\nGallery:  {job.sheet}" if pictures and job.sheet.is_file() else ""
     console.print(f"Scores:   {job.table}{places}", markup=False, soft_wrap=True)
+    if job.left_out:
+        text = f"{len(job.left_out)} files were left out, whose suffixes are not read: {first_few(job.left_out)}"
+        console.print(text, markup=False, soft_wrap=True)
     if job.faults:
         text = f"{len(job.faults)} images could not be predicted, as their rows say: {first_few(job.faults)}"
         console.print(text, markup=False, soft_wrap=True)
@@ -335,8 +354,16 @@ def with_lists(arguments: list[str]) -> list[str]:
         if name not in values:
             written.append(argument)
         elif value or equals:
-            values[name] += json.loads(value) if value.startswith("[") else [value]
+            values[name] += _listed(value)
     return written + [part for name, files in values.items() if files for part in (name, json.dumps(files))]
+
+
+def _listed(value: str) -> list[str]:
+    """Read a list, ``["a.png", "b.png"]``; all else is the name of a file, such as ``[1].png``."""
+    try:
+        return [str(file) for file in json.loads(value)] if value.startswith("[") else [value]
+    except ValueError:
+        return [value]
 
 
 def find_command(name: str) -> Callable[..., None]:

@@ -19,11 +19,18 @@ DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 VARIABLE = "ANOMALIB_INP_CACHE"
 """Environment variable that names another folder, for example on a larger disk."""
 
+LONGEST_NAME = 255
+"""Bytes that the name of a file may have."""
+
 PIECE = 2**20
 """Bytes that are read at a time."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Suffixes of images, as torchvision lists them."""
+
+
+OTHER_SUFFIXES = (".gif", ".jfif", ".jpe", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".tga", ".dng", ".exr", ".jxl")
+"""Suffixes of images that are not read: neither here nor by anomalib in a training."""
 
 
 def cache_folder(kind: str) -> Path:
@@ -65,11 +72,13 @@ def replacing(path: Path) -> Iterator[Path]:
         DiskError: The disk is full, or takes no files.
     """
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    if len(os.fsencode(temporary.name)) > LONGEST_NAME:
+        temporary = path.with_name(f".{hashlib.blake2b(os.fsencode(path.name)).hexdigest()[:32]}.partial{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if isinstance(error, DiskError) or error.errno not in DISK_ERRORS:  # another file's has been said
             raise
         raise disk_error(path, error) from error
     finally:
@@ -91,18 +100,29 @@ def image_files(folder: Path) -> list[Path]:
     Links are followed, also to a file that is not there; a folder is not entered again inside of itself. Hidden files
     and folders are left out, such as ``.ipynb_checkpoints``.
     """
-    return sorted(_images_below(folder, frozenset()))
+    return [path for path in files_below(folder) if is_image_name(path.name)]
 
 
-def _images_below(folder: Path, outer: frozenset[Path]) -> Iterator[Path]:
+def other_images(folder: Path) -> list[str]:
+    """List the files below a folder that are images by their names, but are not read."""
+    found = files_below(folder) if folder.is_dir() else []
+    return [path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in OTHER_SUFFIXES]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """List the files below a folder that are not hidden, as :func:`image_files` does, whatever they are."""
+    return sorted(_files_below(folder, frozenset()))
+
+
+def _files_below(folder: Path, outer: frozenset[Path]) -> Iterator[Path]:
     real = folder.resolve()
     if real in outer or not folder.is_dir():
         return
     for path in folder.iterdir():
         if path.is_dir():
             if not path.name.startswith("."):
-                yield from _images_below(path, outer | {real})
-        elif is_image_name(path.name) and (path.is_file() or path.is_symlink()):
+                yield from _files_below(path, outer | {real})
+        elif not path.name.startswith(".") and (path.is_file() or path.is_symlink()):
             yield path
 
 

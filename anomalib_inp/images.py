@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 Channels = Literal["rgb", "bgr"]
 
@@ -15,6 +16,8 @@ WHITE = {"uint8": 255, "uint16": 65535}
 """Whole numbers that images are made of, and the brightest of each."""
 ROUNDING = 1e-3
 """How far floating-point values may lie outside [0, 1]: resizing and filters overshoot a little."""
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+"""TIFF's tag that says what the numbers mean, and the value for grey where 0 is white."""
 SIDEWAYS = 5
 """EXIF orientation from which on width and height change places."""
 UNREADABLE = ("F", "I", "LAB")
@@ -93,7 +96,11 @@ def _pixels_of(image: Image.Image) -> np.ndarray:
     if fault := _mode_fault(image):
         raise ValueError(fault)
     if is_deep(image):
-        return np.repeat(np.asarray(image).astype(np.uint16)[..., None], 3, axis=2)
+        pixels = np.asarray(image).astype(np.uint16)
+        # Of a TIFF whose 0 is white, Pillow turns 8 bits around, but not 16.
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC, 1) == WHITE_IS_ZERO:
+            pixels = WHITE["uint16"] - pixels
+        return np.repeat(pixels[..., None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
 
 

@@ -4,6 +4,7 @@
 """Changes of a checkpoint in place: its thresholds."""
 
 from pathlib import Path
+from typing import Any
 
 from anomalib_inp.checkpoints.own import read_checkpoint, write_checkpoint
 from anomalib_inp.thresholds.scale import Scale, Thresholds, buffer_names, move
@@ -41,24 +42,40 @@ def set_thresholds(
     ranges = config.get("ranges", {})
     category = category or config.get("category")
     if category is None:
-        state = content["state_dict"]
-        stored = [[state[f"post_processor.{name}"] for name in buffer_names(kind)] for kind in ("image", "pixel")]
+        moved = common_thresholds(content, image, pixel)
     elif category in ranges:
-        stored = ranges[category]
+        moved = move((Scale(*ranges[category][0]), Scale(*ranges[category][1])), image, pixel)
+        for values, scale in zip(ranges[category], moved, strict=True):
+            values[:] = scale
     else:
         msg = f"The checkpoint has no thresholds of the category {category!r}; it has {', '.join(ranges) or 'none'}."
         raise ValueError(msg)
-    moved = move((Scale(*stored[0]), Scale(*stored[1])), image, pixel)
-    for values, scale in zip(stored, moved, strict=True):
-        if category is None:
-            # In place: model.ckpt holds the post-processor a second time, among the callbacks, by the same tensors.
-            for buffer, value in zip(values, scale, strict=True):
-                buffer.fill_(value)
-        else:
-            values[:] = scale
     if normalized is not None:
         config["enable_normalization"] = normalized
     if (image, pixel, normalized) != (None, None, None):
         write_checkpoint(path, content)
-    first, second = (float(values[0]) for values in stored)
-    return Thresholds(first, second, config["enable_normalization"], list(ranges))
+    first, second = moved
+    return Thresholds(first.threshold, second.threshold, config["enable_normalization"], list(ranges))
+
+
+def common_thresholds(
+    content: dict[str, Any], image: float | None = None, pixel: float | None = None
+) -> tuple[Scale, Scale]:
+    """Set the common thresholds in the content of a checkpoint.
+
+    Args:
+        content: What was read from the file.
+        image: New image threshold, a raw score; ``None`` leaves it.
+        pixel: New pixel threshold, a raw map value; ``None`` leaves it.
+
+    Returns:
+        The scales of scores and of pixels that it holds now.
+    """
+    state = content["state_dict"]
+    stored = [[state[f"post_processor.{name}"] for name in buffer_names(kind)] for kind in ("image", "pixel")]
+    for buffers, scale in zip(stored, move((Scale(*stored[0]), Scale(*stored[1])), image, pixel), strict=True):
+        # In place: model.ckpt holds the post-processor a second time, among the callbacks, by the same tensors.
+        for buffer, value in zip(buffers, scale, strict=True):
+            buffer.fill_(value)
+    first, second = (Scale(*map(float, buffers)) for buffers in stored)  # as they are in 32 bits
+    return first, second

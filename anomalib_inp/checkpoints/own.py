@@ -4,7 +4,8 @@
 """Checkpoints of ours: read, noted in, and checked against the model that loads them."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -71,10 +72,22 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         DiskError: The disk is full.
     """
+    with replacing_checkpoint(path, content):
+        pass
+
+
+@contextmanager
+def replacing_checkpoint(path: Path, content: dict[str, Any]) -> Iterator[None]:
+    """Write a checkpoint beside itself, and put it in its place where what is done meanwhile does not fail.
+
+    Raises:
+        DiskError: The disk is full.
+    """
     buffer = io.BytesIO()  # of a full disk, torch says only that writing failed
     torch.save(content, buffer)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+        yield
 
 
 def check_frame(checkpoint: Mapping[str, Any], pre_processor: Any) -> None:

@@ -44,7 +44,7 @@ from anomalib_inp.pictures.visualizer import InpVisualizer
 from anomalib_inp.preprocessing import InpPreProcessor, as_images, crop_box_of
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
-from anomalib_inp.training.callbacks import RefuseHalfWeights, training_callbacks
+from anomalib_inp.training.callbacks import RefuseHalfWeights, is_trained, training_callbacks
 from anomalib_inp.training.data_check import DataCheck
 from anomalib_inp.training.image_check import ImageCheck
 from anomalib_inp.training.results_folder import ResultsFolder
@@ -148,6 +148,7 @@ class EncoderModel(InpExport, _Module):
         self.model.map = shown
         self.model.smoothing.map_size = map_size
         self.objective: Any = objective
+        self.learnt: list[dict[str, Any]] = []
 
     def build_detector(self, encoder: FrozenEncoder) -> Detector:
         """Build what runs at inference: a network on the encoder and the maps that are read off it."""
@@ -249,6 +250,8 @@ class EncoderModel(InpExport, _Module):
         note_encoder(checkpoint, self.model.network.encoder)
         checkpoint["model"] = type(self).__name__
         checkpoint["map"] = self.model.map
+        if self.learnt:
+            checkpoint["learnt"] = self.learnt
         checkpoint.update(plain({name: part for name, part in checkpoint.items() if name != "state_dict"}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -259,9 +262,14 @@ class EncoderModel(InpExport, _Module):
         check_encoder(checkpoint, self.model.network.encoder)
         check_frame(checkpoint, self.pre_processor)
         warn_of_another_map(checkpoint, self.model.map)
-        if self._trainer is not None and self.trainer.training and "optimizer_states" not in checkpoint:
-            msg = "This checkpoint is a finished model. Training is resumed from model.ckpt, which lies beside it."
-            raise ValueError(msg)
+        if self._trainer is not None and self.trainer.training:
+            if not is_trained(self):
+                msg = f"{type(self).__name__} has nothing to train, so nothing to resume: leave --ckpt_path out."
+                raise ValueError(msg)
+            if "optimizer_states" not in checkpoint:
+                msg = "This checkpoint is a finished model. Training is resumed from model.ckpt, which lies beside it."
+                raise ValueError(msg)
+        self.learnt = checkpoint.get("learnt", [])
         super().on_load_checkpoint(checkpoint)
 
 

@@ -15,7 +15,8 @@ from anomalib_inp.losses.objective import InpFormerObjective
 from anomalib_inp.models.trained_model import TrainedModel
 from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.scoring.detector import Detector
-from anomalib_inp.scoring.memory import NormalMemory, beside
+from anomalib_inp.scoring.fusion import SHARES, with_error
+from anomalib_inp.scoring.memory import NormalMemory
 from anomalib_inp.scoring.readings import Reading, nearest_prototype_distance, reconstruction_error
 from anomalib_inp.scoring.self_similarity import SelfDistance
 from anomalib_inp.training.recipe import SHORT, Recipe
@@ -33,7 +34,7 @@ def inp_former_maps(memory: NormalMemory | None) -> dict[str, list[Reading]]:
     """All anomaly maps of INP-Former by name, with and without a memory."""
     optional: dict[str, list[Reading]] = {}
     if memory is not None:
-        optional = {"fused": [beside(memory), reconstruction_error], "memory": [memory]}
+        optional = {"fused": [with_error(memory, reconstruction_error)], "memory": [memory]}
     return {**optional, **INP_FORMER_MAPS, "self_distance": [SelfDistance()]}
 
 
@@ -92,7 +93,9 @@ class InpFormer(TrainedModel, AnomalibModule):
 
     def build_detector(self, encoder: FrozenEncoder) -> Detector:
         """Build the network of the paper and its maps."""
-        return Detector(InpFormerNetwork(encoder, self.num_prototypes), inp_former_maps(self.build_memory()))
+        memory = self.build_memory()
+        shares = None if memory is None else SHARES
+        return Detector(InpFormerNetwork(encoder, self.num_prototypes), inp_former_maps(memory), shares=shares)
 
     def build_objective(self) -> InpFormerObjective:
         """Build the paper's loss."""

@@ -25,7 +25,8 @@ from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.networks.inp_former.residual_head import SegmentationHead
 from anomalib_inp.outputs import TrainingBatch, full_precision
 from anomalib_inp.scoring.detector import Detector
-from anomalib_inp.scoring.memory import NormalMemory, beside, raised
+from anomalib_inp.scoring.fusion import SHARES, with_error, with_head
+from anomalib_inp.scoring.memory import NormalMemory
 from anomalib_inp.scoring.readings import (
     Reading,
     combined_prototype_distance,
@@ -53,8 +54,8 @@ def plus_plus_maps(head: SegmentationHead | None, memory: NormalMemory | None) -
     if head is not None:
         optional = {"fused": [cosine_and_length_error, head], "segmentation": [head]}
     if memory is not None:
-        fused = [beside(memory), cosine_and_length_error] if head is None else [raised(memory, head)]
-        optional |= {"fused": fused, "memory": [memory]}
+        fused = with_error(memory, cosine_and_length_error) if head is None else with_head(memory, head)
+        optional |= {"fused": [fused], "memory": [memory]}
     return {
         **optional,
         "reconstruction": [cosine_and_length_error],
@@ -186,7 +187,8 @@ class InpFormerPlusPlus(TrainedModel, AnomalibModule):
         """Build the network of INP-Former, the head and the maps that both give."""
         network = InpFormerNetwork(encoder, self.num_prototypes)
         head = SegmentationHead(encoder.embed_dim, encoder.patch_size) if self.has_head else None
-        return Detector(network, plus_plus_maps(head, self.build_memory()))
+        memory = self.build_memory()
+        return Detector(network, plus_plus_maps(head, memory), shares=None if memory is None else SHARES)
 
     def build_objective(self) -> InpFormerPlusPlusObjective:
         """Build the loss of the reconstruction; that of the head stands beside it."""

@@ -5,15 +5,17 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from anomalib.models.components import AnomalibModule
+from filelock import FileLock
 from torch import Tensor
 
-from anomalib_inp.checkpoints.edit import set_thresholds
-from anomalib_inp.checkpoints.own import read_checkpoint, write_checkpoint
+from anomalib_inp.checkpoints.edit import common_thresholds
+from anomalib_inp.checkpoints.own import read_checkpoint, replacing_checkpoint
 from anomalib_inp.data.deep import read_tensor
 from anomalib_inp.files import file_digest
 from anomalib_inp.models.registry import load_model
@@ -26,13 +28,6 @@ SHARE = 0.1
 """Share of an image's tokens that is learnt: those farthest from what is known, at each depth. The rest is known."""
 
 
-class New(NamedTuple):
-    """An image that is learnt: where it is, and what the checkpoint says of it."""
-
-    path: Path
-    entry: dict[str, Any]
-
-
 class Learnt(NamedTuple):
     """What a checkpoint has learnt.
 
@@ -40,9 +35,10 @@ class Learnt(NamedTuple):
         images: Names of all images that were learnt, in this order.
         changed: How many of them are new, or were forgotten now.
         tokens: Tokens that are remembered at each depth.
-        threshold: The image threshold; NaN where there is none.
-        before: The image threshold before.
-        chosen: Whether it was chosen anew: not where no validation scores are kept.
+        threshold: The common image threshold; NaN where there is none.
+        before: The common image threshold before.
+        kept: Why it was not chosen anew; empty where it was.
+        alarming: Names of images that were learnt and alarm nevertheless, by the threshold in force.
     """
 
     images: list[str]
@@ -50,7 +46,8 @@ class Learnt(NamedTuple):
     tokens: int
     threshold: float
     before: float
-    chosen: bool
+    kept: str
+    alarming: list[str]
 
 
 def learn(
@@ -59,7 +56,8 @@ def learn(
     """Remember what is unlike all that is known in images that are normal, or forget what was learnt.
 
     The common image threshold is chosen anew from the scores of the validation images and of those that were learnt;
-    pixel thresholds, those of categories, and the statistics of the memory stay.
+    one that was set by hand, pixel thresholds, those of categories, and the statistics of the memory stay. All files
+    are changed, or none.
 
     Args:
         checkpoint: A checkpoint of ours with a memory; it is changed in place.
@@ -68,44 +66,70 @@ def learn(
         forget: Take these images out again instead; without images, all that was learnt.
 
     Raises:
-        ValueError: The checkpoint has no memory, an image cannot be read or to be forgotten was never learnt, or an
-            export is of another checkpoint.
+        ValueError: The checkpoint has no memory, or another map than its thresholds are of; an image cannot be read or
+            to be forgotten was never learnt, or an export is of another checkpoint.
     """
     path = Path(checkpoint)
+    with FileLock(f"{path.resolve()}.lock"):
+        return _learn(path, images, exports, forget)
+
+
+def _learn(path: Path, images: Sequence[Path], exports: Sequence[Path], forget: bool) -> Learnt:
     content, model = read_checkpoint(path), load_model(path).eval()
     memory = model.model.head_of(NormalMemory)
     if memory is None or not memory.tokens.numel():
         msg = f"{path} remembers nothing that could be added to: train TokenMemory, or another model with memory true."
         raise ValueError(msg)
+    if (of_thresholds := content.get("map", model.model.map)) != model.model.map:
+        msg = (
+            f"{path} shows the map {model.model.map!r}, but its thresholds and the scores that it keeps are of the map "
+            f"{of_thresholds!r}: anomalib-inp map CHECKPOINT {of_thresholds}, or train with --model.map "
+            f"{model.model.map}."
+        )
+        raise ValueError(msg)
     known, old = list(content.get("learnt", [])), memory.tokens.clone()
     for file in exports:
-        export.check_memory(file, old.numpy())  # before anything is changed
+        export.check_memory(file, old.numpy())  # before the images are looked at
     if forget:
         left = _without(known, images)
         memory.tokens = _keep(old, known, left)
         changed = len(known) - len(left)
     else:
         new = _remember(model, images, {entry["digest"] for entry in known})
-        left = known + [{**image.entry, "score": _score(model, image.path)} for image in new]
+        left = known + [{**entry, "score": _score(model, image)} for image, entry in new]
         changed = len(new)
     (name,) = (key for key in content["state_dict"] if key.endswith(".tokens"))
     content["state_dict"][name] = memory.tokens
     content["learnt"] = left
-    write_checkpoint(path, content)
-    before = set_thresholds(path).image
-    threshold = _threshold(content, [entry["score"] for entry in left])
-    after = before if threshold is None else set_thresholds(path, image=threshold).image
-    for file in exports:
-        export.set_memory(file, old.numpy(), memory.tokens.numpy())
-        if threshold is not None:
-            export.set_thresholds(file, image=threshold)
+    before = common_thresholds(content)[0].threshold
+    was_chosen, threshold = (_threshold(content, entries) for entries in (known, left))
+    kept = ""
+    if threshold is None or was_chosen is None:
+        kept = "the checkpoint keeps no validation scores to choose from"
+    elif not math.isclose(before, was_chosen, rel_tol=1e-6, abs_tol=1e-7):
+        kept = "it was set by hand"
+    after = before if kept else common_thresholds(content, image=threshold)[0].threshold
+    with ExitStack() as stack:
+        for file in exports:
+            change = export.replacing_memory(file, old.numpy(), memory.tokens.numpy(), None if kept else after)
+            stack.enter_context(change)
+        stack.enter_context(replacing_checkpoint(path, content))
+    in_force = _in_force(content, after)
+    alarming = [entry["image"] for entry in left if entry["score"] > in_force]
     names = [entry["image"] for entry in left]
-    return Learnt(names, changed, memory.tokens.shape[1], after, before, threshold is not None)
+    return Learnt(names, changed, memory.tokens.shape[1], after, before, kept, alarming)
+
+
+def _in_force(content: dict[str, Any], common: float) -> float:
+    """Image threshold that images of no known category are read by: that of the chosen category, or the common one."""
+    config = content.get("anomalib_post_processor_config", {})
+    chosen = config.get("ranges", {}).get(config.get("category"))
+    return common if chosen is None else float(chosen[0][0])
 
 
 @torch.no_grad()
-def _remember(model: AnomalibModule, images: Sequence[Path], known: set[str]) -> list[New]:
-    """Remember tokens of images that are not known yet, each beside those before it."""
+def _remember(model: AnomalibModule, images: Sequence[Path], known: set[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """Remember tokens of images that are not known yet, each beside those before it; say of each what they are."""
     memory, transform, found = model.model.head_of(NormalMemory), model.pre_processor.transform, []
     for path in images:
         digest = file_digest(path)
@@ -118,7 +142,7 @@ def _remember(model: AnomalibModule, images: Sequence[Path], known: set[str]) ->
         chosen = [tokens[0][places] for tokens, places in zip(features.depths, farthest, strict=True)]
         memory.tokens = torch.cat([memory.tokens, remembered(torch.stack(chosen))], dim=1)
         entry = {"image": short_name(str(path.absolute())), "digest": digest, "tokens": farthest.shape[1]}
-        found.append(New(path, entry))
+        found.append((path, entry))
     return found
 
 
@@ -151,11 +175,11 @@ def _keep(tokens: Tensor, known: list[dict[str, Any]], left: list[dict[str, Any]
     return torch.cat([base, *kept], dim=1)
 
 
-def _threshold(content: dict[str, Any], learnt: list[float]) -> float | None:
-    """Choose the image threshold from the kept scores; ``None`` where there are none."""
+def _threshold(content: dict[str, Any], learnt: list[dict[str, Any]]) -> float | None:
+    """Choose the image threshold from the kept scores and those of what is learnt; ``None`` where none are kept."""
     config = content.get("anomalib_post_processor_config", {})
     validation = config.get("validation", {"normal": [], "anomalous": []})
-    normal, anomalous = [*validation["normal"], *learnt], validation["anomalous"]
+    normal, anomalous = [*validation["normal"], *(entry["score"] for entry in learnt)], validation["anomalous"]
     if not validation["normal"]:
         return None
     scores, labels = torch.tensor(normal + anomalous), torch.tensor([0] * len(normal) + [1] * len(anomalous))

@@ -98,8 +98,15 @@ class Screen:
             self.brightest = float(values.kthvalue(max(1, math.ceil(BRIGHTEST * len(values)))).values) or 1.0
 
     def prepare(self, pixels: np.ndarray) -> Prepared:
-        """Name an image ``(H, W, 3)`` by its pixels."""
-        return Prepared(np.frombuffer(_key(pixels), dtype=np.uint8))
+        """Name an image ``(H, W, 3)`` by its pixels.
+
+        Raises:
+            ValueError: It was not among those that were compared.
+        """
+        if (key := _key(pixels)) not in self.readings:
+            msg = "it was written or changed while the images were compared with each other: screen them again."
+            raise ValueError(msg)
+        return Prepared(np.frombuffer(key, dtype=np.uint8))
 
     def stream(self, batches: Iterable[Prepared]) -> Iterator[Predictions]:
         """Give the score and the map of each image that :meth:`compare` has seen."""

@@ -14,8 +14,9 @@ from anomalib_inp.models.encoder_model import EncoderModel
 from anomalib_inp.networks.tokens import TokensOnly
 from anomalib_inp.pictures.depths import DepthPicture
 from anomalib_inp.scoring.detector import Detector
+from anomalib_inp.scoring.fusion import SHARES
 from anomalib_inp.scoring.memory import NormalMemory
-from anomalib_inp.training.memory_fill import Depths, MemoryFill
+from anomalib_inp.training.memory_fill import MEMORY_SIZE, Depths, MemoryFill
 from anomalib_inp.training.training_data import TrainingData
 
 
@@ -54,7 +55,7 @@ class TokenMemory(EncoderModel, AnomalibModule):
         self,
         encoder: str = "vit_base_patch14_reg4_dinov2",
         encoder_weights: str = "timm",
-        memory_size: int = 2500,
+        memory_size: int = MEMORY_SIZE,
         depths: Depths = "auto",
         labelled_anomalies: int | str | None = None,
         labelled_seed: int = 0,
@@ -66,7 +67,7 @@ class TokenMemory(EncoderModel, AnomalibModule):
 
     def build_detector(self, encoder: FrozenEncoder) -> Detector:
         """Build the encoder's tokens and the memory that they are compared with."""
-        return Detector(TokensOnly(encoder), {"memory": [NormalMemory()]})
+        return Detector(TokensOnly(encoder), {"memory": [NormalMemory()]}, shares=SHARES)
 
     def configure_callbacks(self) -> list[Callback]:
         """Add a picture of what each depth sees."""

@@ -21,7 +21,7 @@ from anomalib_inp.outputs import PatchFeatures, Reconstruction, TrainingBatch, f
 from anomalib_inp.pictures.depths import DepthPicture
 from anomalib_inp.scoring.memory import NormalMemory
 from anomalib_inp.training.feature_cache import CacheDtype, FeatureCache
-from anomalib_inp.training.memory_fill import Depths, MemoryFill
+from anomalib_inp.training.memory_fill import MEMORY_SIZE, Depths, MemoryFill
 from anomalib_inp.training.recipe import Recipe
 from anomalib_inp.training.training_data import TrainingData
 
@@ -50,7 +50,7 @@ class TrainedModel(EncoderModel):
         feature_cache_dir: str | None = None,
         compile: bool = False,  # noqa: A002
         memory: bool = False,
-        memory_size: int = 2500,
+        memory_size: int = MEMORY_SIZE,
         depths: Depths = "auto",
         **kwargs: Any,
     ) -> None:
@@ -98,6 +98,9 @@ class TrainedModel(EncoderModel):
         cache = None
         if feature_cache and feature_cache != "off":
             cache = FeatureCache(feature_cache, feature_cache_dtype, feature_cache_dir)
+        if not memory and (memory_size, depths) != (MEMORY_SIZE, "auto"):
+            msg = "memory_size and depths are for a memory: --model.memory true."
+            raise ValueError(msg)
         fill = MemoryFill(memory_size, depths)
         self.memory_fill = fill if memory else None
         self.further_layers = None if memory else ()

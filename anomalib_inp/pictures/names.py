@@ -20,9 +20,9 @@ def picture_names(paths: Iterable[str | Path], root: Path, taken: Iterable[Path]
         By image, the path of its PNG; of images that differ in their suffix alone, all but one keep it.
     """
     names: dict[str, Path] = {}
-    used = set(taken)
-    for path in paths:
-        below = Path(path).relative_to(root)
+    images = {path: Path(path).relative_to(root) for path in paths}
+    used = set(taken).union(*(below.parents for below in images.values()))  # a folder may be called as a picture is
+    for path, below in images.items():
         name = below.with_suffix(".png")
         if name in used:
             name = below.with_name(f"{below.name}.png")

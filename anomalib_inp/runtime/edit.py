@@ -5,6 +5,8 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +51,31 @@ def set_thresholds(
         raise ValueError(msg)
     first, second = move((shown.image, shown.pixel), image, pixel)
     if given:
-        write = _write_onnx if path.suffix == ".onnx" else _write_openvino
         metadata = exported._replace(image=first, pixel=second) if in_graph else exported
         if category is not None:
             metadata = metadata._replace(categories={**exported.categories, category: (first, second)})
-        write(path, given if in_graph else {}, metadata)
+        model = _read(path)
+        _move(model, path, given if in_graph else {}, metadata)
+        with _replacing(path, model):
+            pass
     return Thresholds(first.threshold, second.threshold, exported.normalized, list(exported.categories))
 
 
-def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
+def _read(path: Path) -> Any:
+    if path.suffix == ".onnx":
+        return require("onnx", "onnx", path).load(path)
+    core = require("openvino", "openvino", path).Core()
+    core.set_property({"ENABLE_MMAP": False})  # a file that is mapped cannot be replaced everywhere
+    return core.read_model(path)
+
+
+def _move(model: Any, path: Path, moved: dict[str, float], metadata: Metadata) -> None:
+    """Move thresholds in a graph, and write down what it says of itself."""
+    (_move_in_onnx if path.suffix == ".onnx" else _move_in_openvino)(model, path, moved, metadata)
+
+
+def _move_in_openvino(model: Any, path: Path, moved: dict[str, float], metadata: Metadata) -> None:
     openvino = require("openvino", "openvino", path)
-    model = openvino.Core().read_model(path)
     for name, value in moved.items():
         # label = (raw - threshold) / span > limit; OpenVINO writes the subtraction as an addition, the division as a
         # multiplication, and drops the division by a span of 1
@@ -72,20 +88,19 @@ def _write_openvino(path: Path, moved: dict[str, float], metadata: Metadata) -> 
         constant = openvino.opset13.constant(np.array(signs[shift.get_type_name()] * value, dtype=np.float32))
         shift.input(1).replace_source_output(constant.output(0))
     model.set_rt_info(metadata.to_json(), KEY)
-    write_openvino(model, _beside(path))
-    del model  # it maps the file that is about to be replaced
-    _replace_openvino(path)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.tmp.xml")
-
-
-def _replace_openvino(path: Path) -> None:
-    """Put the model that was written beside a file in its place."""
-    temporary = _beside(path)
-    temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
-    temporary.replace(path)
+@contextmanager
+def _replacing(path: Path, model: Any) -> Iterator[None]:
+    """Write a model beside a file, and put it in its place where what is done meanwhile does not fail."""
+    with ExitStack() as stack:
+        temporary = stack.enter_context(replacing(path))
+        if path.suffix == ".onnx":
+            temporary.write_bytes(model.SerializeToString())
+        else:
+            stack.enter_context(replacing(path.with_suffix(".bin")))  # it is written beside the other, by its name
+            write_openvino(model, temporary)
+        yield
 
 
 def check_memory(path: str | Path, tokens: np.ndarray) -> None:
@@ -97,35 +112,40 @@ def check_memory(path: str | Path, tokens: np.ndarray) -> None:
     _find_memory(Path(path), tokens)
 
 
-def set_memory(path: str | Path, old: np.ndarray, new: np.ndarray) -> None:
-    """Replace what an export remembers, in place; nothing else changes.
+@contextmanager
+def replacing_memory(
+    path: str | Path, old: np.ndarray, new: np.ndarray, threshold: float | None = None
+) -> Iterator[None]:
+    """Replace what an export remembers, in place, where what is done meanwhile does not fail.
 
     Args:
         path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
         old: Tokens in 16 bits that it remembers ``(K, M, D)``.
         new: Tokens that it shall remember ``(K, any, D)``.
+        threshold: New common image threshold, a raw score; an export that is read by the thresholds of a category, or
+            has none, keeps its own.
 
     Raises:
         ValueError: Not an export of ours, or one that remembers something else.
     """
     path = Path(path)
+    exported = read_metadata(path)
     model, place = _find_memory(path, old)
     if path.suffix == ".onnx":
         onnx = require("onnx", "onnx", path)
         place.CopyFrom(onnx.numpy_helper.from_array(new, place.name))
         del model.graph.value_info[:]  # they name the old size
-        with replacing(path) as temporary:
-            temporary.write_bytes(model.SerializeToString())
-        return
-    openvino = require("openvino", "openvino", path)
-    constant = openvino.opset13.constant(new)
-    constant.set_friendly_name(place.get_friendly_name())
-    for consumer in place.output(0).get_target_inputs():
-        consumer.replace_source_output(constant.output(0))
-    model.validate_nodes_and_infer_types()
-    write_openvino(model, _beside(path))
-    del model, place  # they map the file that is about to be replaced
-    _replace_openvino(path)
+    else:
+        openvino = require("openvino", "openvino", path)
+        constant = openvino.opset13.constant(new)
+        constant.set_friendly_name(place.get_friendly_name())
+        for consumer in place.output(0).get_target_inputs():
+            consumer.replace_source_output(constant.output(0))
+        model.validate_nodes_and_infer_types()
+    if threshold is not None and exported.category is None and not math.isnan(exported.image.threshold):
+        _move(model, path, {"image": threshold}, exported._replace(image=exported.image.moved(threshold)))
+    with _replacing(path, model):
+        yield
 
 
 def _find_memory(path: Path, tokens: np.ndarray) -> tuple[Any, Any]:
@@ -141,15 +161,13 @@ def _find_memory(path: Path, tokens: np.ndarray) -> tuple[Any, Any]:
 
 def _onnx_memory(path: Path) -> tuple[Any, Any, np.ndarray | None]:
     """The model, the tensor of its memory, and what it holds."""
-    onnx = require("onnx", "onnx", path)
-    model = onnx.load(path)
+    onnx, model = require("onnx", "onnx", path), _read(path)
     tensor = next((each for each in model.graph.initializer if MEMORY.search(each.name)), None)
     return model, tensor, None if tensor is None else onnx.numpy_helper.to_array(tensor)
 
 
 def _openvino_memory(path: Path) -> tuple[Any, Any, np.ndarray | None]:
-    openvino = require("openvino", "openvino", path)
-    model = openvino.Core().read_model(path)
+    model = _read(path)
     constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
     node = next((each for each in constants if MEMORY.search(each.get_friendly_name())), None)
     return model, node, None if node is None else np.array(node.get_data())
@@ -175,9 +193,8 @@ def write_openvino(model: Any, path: Path, half: bool = False) -> None:
         raise disk_error(path, error) from error
 
 
-def _write_onnx(path: Path, moved: dict[str, float], metadata: Metadata) -> None:
+def _move_in_onnx(model: Any, path: Path, moved: dict[str, float], metadata: Metadata) -> None:
     onnx = require("onnx", "onnx", path)
-    model = onnx.load(path)
     graph = model.graph
     nodes = {output: node for node in graph.node for output in node.output}
     for name, value in moved.items():
@@ -194,8 +211,6 @@ def _write_onnx(path: Path, moved: dict[str, float], metadata: Metadata) -> None
         graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, dtype=np.float32), constant))
         shift.input[1] = constant
     onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
-    with replacing(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
 
 
 def _not_ours(path: Path) -> str:

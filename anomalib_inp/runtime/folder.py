@@ -4,7 +4,6 @@
 """Predictions for a folder of images: scores and pictures, while memory stays the same however many there are."""
 
 import csv
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -73,15 +72,22 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
     def faults() -> Iterator[ValueError]:
         while waiting and isinstance(fault := waiting[0][1], ValueError):
             item, _ = waiting.popleft()
-            job.faults.append(str(fault))
-            write(job.name(item), "", "", "", " ".join(str(fault).split()))
-            yield fault
+            said = str(fault) if str(item.path) in str(fault) else f"{item.path}: {fault}"
+            job.faults.append(said)
+            write(job.name(item), "", "", "", " ".join(said.split()))
+            yield ValueError(said)
 
     def results() -> Iterator[tuple[Item, Image.Image | None, Prediction]]:
         for outputs in exported.stream(batches()):
             deque(faults(), maxlen=0)  # of the images before this one
             item, panel = waiting.popleft()
-            prediction = interpret(outputs, exported.metadata)
+            try:
+                prediction = interpret(outputs, exported.metadata)
+            except ValueError as error:
+                waiting.appendleft((item, error))
+                if strict:
+                    return
+                continue
             name, verdict = job.name(item), "" if prediction.label is None else int(prediction.label)
             job.raw_scores[name] = prediction.raw_score
             write(name, f"{prediction.score:.6f}", f"{prediction.raw_score:.6f}", verdict, "")
@@ -100,9 +106,8 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
             _draw(item, panel, prediction, job, exported.metadata.crop_box)
         return item, prediction
 
-    job.output.mkdir(parents=True, exist_ok=True)
     going_on = bool(job.raw_scores)
-    job.note.write_text(json.dumps(job.made_by), encoding="utf-8")
+    job.note_down()
     with (
         job.table.open("a" if going_on else "w", **WRITTEN) as file,
         ThreadPoolExecutor(THREADS) as readers,

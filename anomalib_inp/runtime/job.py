@@ -6,13 +6,14 @@
 import csv
 import io
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anomalib_inp.files import IMAGE_SUFFIXES, first_few, image_files, masks_of, replacing
+from anomalib_inp.files import IMAGE_SUFFIXES, first_few, image_files, masks_of, other_images, replacing
 from anomalib_inp.images import image_fault
 from anomalib_inp.pictures.names import picture_names
 
@@ -42,6 +43,7 @@ class Job:
         raw_scores: What is known of the images so far, by name: raw scores.
         faults: What is wrong with images that cannot be predicted.
         made_by: What the scores depend on besides the images.
+        left_out: Files that are images by their names, but of a kind that is not read.
     """
 
     items: list[Item]
@@ -51,6 +53,7 @@ class Job:
     raw_scores: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     made_by: str = ""
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def table(self) -> Path:
@@ -66,6 +69,23 @@ class Job:
     def sheet(self) -> Path:
         """The gallery."""
         return self.output / GALLERY
+
+    def note_down(self) -> None:
+        """Write what the scores are made by; rows that are kept keep their note, and its time."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        if not self.raw_scores:
+            self.note.write_text(json.dumps(self._made_of), encoding="utf-8")
+
+    @property
+    def _made_of(self) -> dict[str, str]:
+        return {"made_by": self.made_by, "images": str(self.root.resolve())}
+
+    def unchanged_since(self, run: Path) -> bool:
+        """Whether a note says that a run was made by the same, of the same folder."""
+        try:
+            return json.loads(run.read_text(encoding="utf-8")) == self._made_of
+        except (OSError, ValueError):
+            return False
 
     def name(self, item: Item) -> str:
         """What an image is called in the table and on its picture."""
@@ -123,44 +143,68 @@ def plan(images: Path, output: Path, pictures: bool = True, strict: bool = False
         msg = f"Files are no images that can be used: {first_few(faults)}. Replace, convert or remove them."
         raise ValueError(msg)
     root = images if images.is_dir() else images.parent
-    job = Job(items, root, output)
+    job = Job(items, root, output, left_out=other_images(images))
     if pictures:
         _name_pictures(job, images)
     return job
 
 
-def resume(job: Job, made_by: str) -> None:
+def resume(job: Job) -> None:
     """Leave out the images of a job that an earlier run has predicted, and keep their rows.
+
+    An image that was written after that run had begun is predicted again.
 
     Args:
         job: The job.
-        made_by: What the scores depend on besides the images.
 
     Raises:
-        ValueError: The rows that are there were made by something else.
+        ValueError: The rows that are there were made by something else, or of other images.
     """
-    job.made_by = made_by
     if not job.table.exists():
         return
-    if not job.note.exists() or json.loads(job.note.read_text(encoding="utf-8")) != made_by:
-        msg = f"{job.output} holds results of another model, category or precision. Choose another output."
+    if not job.unchanged_since(job.note):
+        msg = (
+            f"{job.output} holds results of another model, category or precision, or of another folder of images. "
+            "Choose another output."
+        )
         raise ValueError(msg)
     rows = list(_whole_rows(job.table))  # a kill may have left half a row, and rows without their pictures
-    undrawn = {job.name(item) for item in job.items if job.pictures and not job.pictures[str(item.path)].is_file()}
-    rows = [row for row in rows if row[0] not in undrawn]
+    began = job.note.stat().st_mtime
+    done = {job.name(item) for item in job.items if _written(item.path) < began and _is_drawn(job, item)}
+    rows = [row for row in rows if row[0] in done]
     job.raw_scores = {row[0]: float(row[2]) for row in rows}
     job.items = [item for item in job.items if job.name(item) not in job.raw_scores]
     with replacing(job.table) as temporary, temporary.open("w", **WRITTEN) as file:
         csv.writer(file).writerows([COLUMNS, *rows])
 
 
+def _written(path: Path) -> float:
+    """When an image was written, or put where it is: copies keep the time of their content."""
+    try:
+        times = path.stat()
+    except OSError:  # a link to nothing; its row says so
+        return 0.0
+    return max(times.st_mtime, times.st_ctime)
+
+
+def _is_drawn(job: Job, item: Item) -> bool:
+    return not job.pictures or job.pictures[str(item.path)].is_file()
+
+
 def _whole_rows(table: Path) -> Iterator[list[str]]:
     text = table.read_bytes().decode("utf-8", "surrogateescape")
     whole, end, _ = text.rpartition("\n")
-    for name, *values in csv.reader(io.StringIO(whole + end, newline="")):
-        if len(values) == len(COLUMNS) - 1 and not values[-1]:
+    for name, *values in filter(None, csv.reader(io.StringIO(whole + end, newline=""))):
+        if len(values) == len(COLUMNS) - 1 and not values[-1] and _is_number(values[1]):
             # The names of files are in the system's encoding, which need not be that of the table.
             yield [os.fsdecode(name.encode("utf-8", "surrogateescape")), *values]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _name_pictures(job: Job, images: Path) -> None:

@@ -38,7 +38,7 @@ def predict(exported: ExportedModel, path: Path) -> Prediction:
     """Predict one image.
 
     Raises:
-        ValueError: The file is no readable image.
+        ValueError: The file is no readable image, or the model gives no number for it.
     """
     return interpret(exported(read(path)), exported.metadata)
 
@@ -53,7 +53,17 @@ def read(path: str | Path) -> np.ndarray:
 
 
 def interpret(result: Predictions, metadata: Metadata) -> Prediction:
-    """Take the only image out of a batch of one, raw and as pictures show it."""
+    """Take the only image out of a batch of one, raw and as pictures show it.
+
+    Raises:
+        ValueError: The score is no number.
+    """
+    if math.isnan(result.pred_score[0]):
+        msg = (
+            "the model gives no number for it (NaN): its weights are damaged, or too large for the precision that it "
+            "computes in. Use f32, or export it anew."
+        )
+        raise ValueError(msg)
     score, shown_map = float(result.pred_score[0]), result.anomaly_map[0, 0]
     raw_score, raw_map = score, shown_map
     decides = not math.isnan(metadata.image.threshold)

@@ -11,7 +11,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
 from anomalib_inp.outputs import Reconstruction, full_precision
-from anomalib_inp.scoring.image_score import image_score
+from anomalib_inp.scoring.image_score import TOP_FRACTION, image_score
 from anomalib_inp.scoring.readings import Reading
 from anomalib_inp.scoring.smoothing import Smoothing
 
@@ -27,6 +27,7 @@ class Detector(nn.Module):
             module, and a part of the detector whichever map is shown.
         map: Name of the anomaly map that is shown, by default the first; it may be changed at any time.
         map_size: Height and width of the map in pixels; ``None`` gives the size of the input.
+        shares: Share of the highest pixels that an image is scored by, of maps for which it is not the published one.
 
     Raises:
         ValueError: Unknown map.
@@ -38,10 +39,12 @@ class Detector(nn.Module):
         maps: Mapping[str, Sequence[Reading]],
         map: str | None = None,  # noqa: A002
         map_size: tuple[int, int] | None = (256, 256),
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.maps = dict(maps)
+        self.shares = dict.fromkeys(maps, TOP_FRACTION) | dict(shares or {})
         heads = [reading for readings in maps.values() for reading in readings if isinstance(reading, nn.Module)]
         self.heads = nn.ModuleList(dict.fromkeys(heads))
         self.map = next(iter(maps)) if map is None else map
@@ -73,6 +76,11 @@ class Detector(nn.Module):
         """Read maps and scores off a reconstruction."""
         grid, patch = reconstruction.features.grid, self.network.encoder.patch_size
         image_size = (grid[0] * patch, grid[1] * patch)
-        maps = [self.smoothing(reading(reconstruction), image_size) for reading in self.maps[self.map]]
-        anomaly_map = torch.stack(maps).mean(dim=0)
-        return InferenceBatch(pred_score=image_score(anomaly_map), anomaly_map=anomaly_map)
+        maps = [self._smooth(reading(reconstruction), image_size) for reading in self.maps[self.map]]
+        shown = torch.stack(maps).mean(dim=0)  # (1 or 2, B, 1, h, w)
+        return InferenceBatch(pred_score=image_score(shown[-1], self.shares[self.map]), anomaly_map=shown[0])
+
+    def _smooth(self, reading: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Smooth what a reading gives, one map or two: ``(1 or 2, B, 1, h, w)``."""
+        both = reading if reading.ndim == 4 else reading.unsqueeze(0)
+        return self.smoothing(both.flatten(0, 1), image_size).unflatten(0, (len(both), -1))

@@ -4,7 +4,6 @@
 """How far a token is from everything normal that is remembered, at several depths of the encoder."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from math import isnan
 from typing import Any, NamedTuple
 
@@ -14,18 +13,13 @@ from torch.nn import functional as F
 
 from anomalib_inp.distances import length
 from anomalib_inp.outputs import PatchFeatures, Reconstruction
-from anomalib_inp.scoring.readings import Reading
 
-TEMPERATURE = 0.03
+TEMPERATURE = 0.02
 """Average precision that makes a depth e times as heavy as another one."""
 
-SCALE = 0.2
-"""What a standard deviation of normal images counts beside the decoder's distances."""
-UNSEEN = 0.2
-"""What counts of a distance where a head sees nothing."""
 LEAST_WEIGHT = 0.02
 """Share of the heaviest depth's weight from which on a depth is looked at."""
-LEAST_SPREAD = 1e-3
+LEAST_SPREAD = 5e-3
 """Images that are all alike have no spread to divide by."""
 
 
@@ -70,13 +64,27 @@ class NormalMemory(nn.Module):
         Raises:
             RuntimeError: Nothing is remembered.
         """
+        features = reconstruction.features
+        return self._weighted(features).sum(dim=0).unflatten(1, features.grid)
+
+    def found(self, features: PatchFeatures) -> tuple[Tensor, Tensor]:
+        """Say what single blocks find above the mean of normal images, and what groups of blocks do, each ``(B, N)``.
+
+        Raises:
+            RuntimeError: Nothing is remembered.
+        """
+        weighted = self._weighted(features).clamp(min=0)
+        singles = sum(depth < len(features.further) for depth in self.used)
+        return weighted[:singles].sum(dim=0), weighted[singles:].sum(dim=0)
+
+    def _weighted(self, features: PatchFeatures) -> Tensor:
+        """Weighted distances at the depths that are looked at ``(used, B, N)``."""
         if not self.tokens.numel():
             msg = "The memory is empty: it is filled by a training (anomalib train, Engine.fit), before its first step."
             raise RuntimeError(msg)
-        features = reconstruction.features
         distances = self.distances(features, self.used)
         weighted = [self.weights[depth] * distance for depth, distance in zip(self.used, distances, strict=True)]
-        return torch.stack(weighted).sum(dim=0).unflatten(1, features.grid)
+        return torch.stack(weighted)
 
     def distances(self, features: PatchFeatures, used: Sequence[int]) -> list[Tensor]:
         """Standardised distances of tokens at some depths, each ``(B, N)``."""
@@ -177,28 +185,6 @@ def standardised(distances: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
         Distances ``(..., N)``.
     """
     return ((distances - mean.unsqueeze(-1)) / spread.unsqueeze(-1).clamp(min=LEAST_SPREAD)).mean(dim=-2)
-
-
-def beside(memory: NormalMemory) -> Reading:
-    """Read a memory on the scale that it is added to other readings on."""
-    return partial(_scaled, memory)  # which can be pickled, as a function in a function cannot
-
-
-def _scaled(memory: NormalMemory, reconstruction: Reconstruction) -> Tensor:
-    return SCALE * memory(reconstruction)
-
-
-def raised(memory: NormalMemory, head: nn.Module) -> Reading:
-    """Read a memory, raised by what a head that gives probabilities at the size of the input sees in each pixel."""
-    return partial(_raised, memory, head)
-
-
-def _raised(memory: NormalMemory, head: nn.Module, reconstruction: Reconstruction) -> Tensor:
-    probabilities = head(reconstruction)  # (B, H, W)
-    size = [side * head.patch_size for side in reconstruction.features.grid]
-    distances = memory(reconstruction).clamp(min=0).unsqueeze(1)
-    enlarged = F.interpolate(distances, size=size, mode="bilinear", align_corners=True).squeeze(1)  # as in Smoothing
-    return enlarged * (UNSEEN + probabilities)
 
 
 def weights_of(average_precision: Tensor) -> Tensor:

@@ -12,7 +12,10 @@ from anomalib_inp.distances import cosine_distance, length, prototype_distance, 
 from anomalib_inp.outputs import Reconstruction
 
 Reading = Callable[[Reconstruction], Tensor]
-"""What a reconstruction says of each place of the image: ``(B, h, w)``, of any resolution."""
+"""What a reconstruction says of each place of the image: ``(B, h, w)``, of any resolution.
+
+Where the score of an image is not to be read off its map: both, the map first, ``(2, B, h, w)``.
+"""
 
 
 def reconstruction_error(reconstruction: Reconstruction) -> Tensor:

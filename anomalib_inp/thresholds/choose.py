@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from anomalib.metrics import F1AdaptiveThreshold, MinMax
 from torch import Tensor, nn
-from torchmetrics import CatMetric, SumMetric
+from torchmetrics import CatMetric
 
 from anomalib_inp.data.subset import Subset
 from anomalib_inp.evaluation.pixels import PixelCounts, bin_of, lower_edge
@@ -21,6 +21,11 @@ from anomalib_inp.thresholds.scale import Scale
 PIXEL_STRIDE = 4
 
 
+LEAST_REACH = 0.04
+"""How far the ends of a scale lie from its threshold at least: where all validation images score alike, everything
+else would be 0 or 1, and raw scores could not be had back."""
+APART = 1e-3
+"""Spans between an image threshold and the score that it comes from: exports round, and no verdict hangs on that."""
 KEPT_SCORES = 10_000
 """Of more validation images, as many scores are kept, evenly spread over all."""
 
@@ -85,12 +90,11 @@ class CommonScales(nn.Module):
     def __init__(self, image_quantile: float, pixel_quantile: float) -> None:
         super().__init__()
         self.quantiles = (image_quantile, pixel_quantile)
-        fields = (["pred_score", "gt_label"], ["anomaly_map", "gt_mask"])
-        self.best_f1 = nn.ModuleList(F1AdaptiveThreshold(fields=pair, strict=False) for pair in fields)
-        self.ends = nn.ModuleList(MinMax(fields=pair[:1], strict=False) for pair in fields)
-        self.normal = nn.ModuleList(CatMetric(nan_strategy="error") for _ in fields)
-        self.anomalous_scores = CatMetric(nan_strategy="error")
-        self.anomalous = SumMetric()
+        fields = ["anomaly_map", "gt_mask"]
+        self.best_f1 = F1AdaptiveThreshold(fields=fields, strict=False)
+        self.ends = MinMax(fields=fields[:1], strict=False)
+        self.images = ImageScores()
+        self.normal_pixels = CatMetric(nan_strategy="error")
 
     def update(self, scores: Tensor, labels: Tensor, maps: Tensor, masks: Tensor | None, compared: Tensor) -> None:
         """Add images.
@@ -102,47 +106,38 @@ class CommonScales(nn.Module):
             masks: Masks ``(B, H, W)``, if there are any.
             compared: Whether the best F1 is sought on the pixels of an image ``(B,)``.
         """
-        batch = SimpleNamespace(pred_score=scores, gt_label=labels)
         if compared.any():
-            batch.anomaly_map, batch.gt_mask = maps[compared], None if masks is None else masks[compared]
-        for metric in (*self.best_f1, *self.ends):
-            metric.update(batch)
-        normal = labels == 0
-        self.anomalous.update((~normal).sum())
-        if not normal.all():
-            self.anomalous_scores.update(scores[~normal])
-        if normal.any():
-            for metric, values in zip(self.normal, (scores, maps[..., ::PIXEL_STRIDE, ::PIXEL_STRIDE]), strict=True):
-                metric.update(values[normal])
+            batch = SimpleNamespace(anomaly_map=maps[compared], gt_mask=None if masks is None else masks[compared])
+            self.best_f1.update(batch)
+            self.ends.update(batch)
+        self.images.update(scores, labels, torch.zeros_like(labels))
+        if (normal := labels == 0).any():
+            self.normal_pixels.update(maps[..., ::PIXEL_STRIDE, ::PIXEL_STRIDE][normal])
 
     def compute(self) -> tuple[Scale, Scale, str] | None:
         """Choose the scales of scores and of pixels, and say how; ``None`` without images."""
-        if anomalous := int(self.anomalous.compute()):
-            image, pixel = (self._best(*metrics) for metrics in zip(self.best_f1, self.ends, strict=True))
-            if not self.best_f1[1].update_called:
-                # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
-                pixel = pixel._replace(threshold=image.threshold)
-            return image, pixel, f"best F1 over {anomalous} anomalous and the normal validation images"
-        if not self.normal[0].update_called:
+        scores, labels, _ = self.images.compute()
+        if not len(scores):
             return None
-        found = [values.compute() for values in self.normal]
-        image, pixel = (
-            of_normal(quantile(values, share), values.min())
-            for values, share in zip(found, self.quantiles, strict=True)
-        )
+        image = image_scale(scores, labels, self.quantiles[0])
+        if anomalous := int(labels.sum()):
+            low, high = self.ends.compute() if self.ends.update_called else (math.nan, math.nan)
+            # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
+            best = self.best_f1.compute() if self.best_f1.update_called else image.threshold
+            return (
+                image,
+                of_ends(best, low, high),
+                f"best F1 over {anomalous} anomalous and the normal validation images",
+            )
+        pixels = self.normal_pixels.compute()
+        pixel = of_normal(quantile(pixels, self.quantiles[1]), pixels.min())
         how = "no anomalous validation images: quantile {} of the normal images' scores, {} of their pixels"
         return image, pixel, how.format(*self.quantiles)
 
     def scores(self) -> ValidationScores:
         """List the raw scores of all images, normal and anomalous ones."""
-        metrics = (self.normal[0], self.anomalous_scores)
-        values = (metric.compute() if metric.update_called else torch.empty(0) for metric in metrics)
-        return ValidationScores(*(_spread(scores.flatten()) for scores in values))
-
-    @staticmethod
-    def _best(best_f1: F1AdaptiveThreshold, ends: MinMax) -> Scale:
-        low, high = ends.compute() if ends.update_called else (math.nan, math.nan)
-        return Scale(best_f1.compute() if best_f1.update_called else math.nan, low, high)
+        scores, labels, _ = self.images.compute()
+        return ValidationScores(*(_spread(scores[labels == label]) for label in (0, 1)))
 
 
 class CategoryScales(PixelCounts):
@@ -200,7 +195,7 @@ class CategoryScales(PixelCounts):
             return image, image._replace(low=min(image.low, _edge(used[0])) if len(used) else image.low)
         true, false = (counts.flip(0).cumsum(0).flip(0).double() for counts in (anomalous, normal))
         f1 = (2 * true / (true + false + true[0]))[used]
-        return image, Scale(_edge(used[f1.argmax()]), _edge(used[0]), _edge(used[-1] + 1))
+        return image, of_ends(_edge(used[f1.argmax()]), _edge(used[0]), _edge(used[-1] + 1))
 
 
 def image_scale(scores: Tensor, labels: Tensor, share: float) -> Scale:
@@ -211,12 +206,22 @@ def image_scale(scores: Tensor, labels: Tensor, share: float) -> Scale:
         labels: 0 or 1 ``(B,)``.
         share: Without anomalous images: the quantile that is the threshold.
     """
-    if not labels.any():
-        return of_normal(quantile(scores, share).item(), scores.min().item())
+    if not labels.any():  # the image that the threshold comes from is normal
+        scale = of_normal(quantile(scores, share).item(), scores.min().item())
+        gaps = (scores - scale.threshold)[scores > scale.threshold]
+        return scale._replace(threshold=scale.threshold + _step(scale, gaps))
     best_f1 = F1AdaptiveThreshold(fields=("pred_score", "gt_label"))
     best_f1.distributed_available_fn = lambda: False  # it is given the scores of all processes
     best_f1.update(SimpleNamespace(pred_score=scores, gt_label=labels.long()))
-    return Scale(best_f1.compute().item(), scores.min().item(), scores.max().item())
+    scale = of_ends(best_f1.compute().item(), scores.min().item(), scores.max().item())  # here, it is an anomalous one
+    gaps = (scale.threshold - scores)[scores < scale.threshold]
+    return scale._replace(threshold=scale.threshold - _step(scale, gaps))
+
+
+def _step(scale: Scale, gaps: Tensor) -> float:
+    """How far to move a threshold from the score that it is, towards others that are these distances away."""
+    step = APART * float(scale.span)
+    return min(step, gaps.min().item() / 2) if len(gaps) else step
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
@@ -229,7 +234,14 @@ def quantile(values: Tensor, share: float) -> Tensor:
 
 def of_normal(threshold: Any, lowest: Any) -> Scale:
     """Scale of normal values, which do not show how high anomalous ones go: as far above the threshold as below."""
-    return Scale(threshold, lowest, 2 * threshold - lowest)
+    return of_ends(threshold, lowest, 2 * threshold - lowest)
+
+
+def of_ends(threshold: Any, lowest: Any, highest: Any) -> Scale:
+    """Scale of values between these ends, which are moved outwards where both are next to the threshold."""
+    if max(highest - threshold, threshold - lowest) < LEAST_REACH:
+        lowest, highest = threshold - LEAST_REACH, threshold + LEAST_REACH
+    return Scale(threshold, lowest, highest)
 
 
 def _spread(values: Tensor) -> list[float]:

@@ -234,10 +234,14 @@ def _check_splits(trainer: Trainer, subsets: Sequence[AnomalibDataset | None]) -
         raise DataError(msg)
 
 
+UNTRAINED = ("prototype_distance", "self_distance", "grnr")
+"""Maps that show what an image says of itself, whatever was trained on."""
+
+
 def _warn_of_zero_shot(pl_module: LightningModule, data: LightningDataModule | None) -> None:
     trained, tested = getattr(data, "trained", {}), getattr(data, "tested", {})
     shown = getattr(pl_module.model, "map", "")
-    if trained and tested and not trained.keys() & tested.keys() and "prototype_distance" not in shown:
+    if trained and tested and not trained.keys() & tested.keys() and not any(name in shown for name in UNTRAINED):
         rank_zero_warn(
             f"None of the tested categories was trained on, but the map is {shown}: it shows whatever training never "
             "saw, anomalous or not. For zero-shot: --model.map prototype_distance"

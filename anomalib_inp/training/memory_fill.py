@@ -28,6 +28,8 @@ from anomalib_inp.training.feature_cache import CachedFeatures, encode, encode_b
 
 Depths = Literal["auto", "equal"] | list[float]
 
+MEMORY_SIZE = 2500
+"""Tokens that are remembered at each depth, where nothing else is asked for."""
 CANDIDATES = 4
 """Tokens drawn at random for each that is remembered: more cost time and change nothing (docs/memory.md)."""
 MEASURED = 32
@@ -105,8 +107,8 @@ class MemoryFill:
             if depths not in {"auto", "equal"}:
                 msg = f"depths must be auto, equal or a list of weights, got {depths!r}."
                 raise ValueError(msg)
-        elif not all(0 <= weight < math.inf for weight in depths) or not sum(depths):
-            msg = f"The weights of the depths must not be negative, nor all 0, got {list(depths)}."
+        elif not all(weight >= 0 for weight in depths) or not 0 < sum(depths) < math.inf:
+            msg = f"The weights of the depths must be finite and not negative, nor all 0, got {list(depths)}."
             raise ValueError(msg)
         self.size = size
         self.depths = depths
@@ -174,7 +176,7 @@ class MemoryFill:
         elif self.depths == "equal":
             weights = torch.full([len(names)], 1 / len(names))
         else:
-            weights = torch.tensor(self.depths) / sum(self.depths)
+            weights = torch.tensor([weight / sum(self.depths) for weight in self.depths])
         memory.weigh(mean, spread, weights, found)
         memory.to(pl_module.device)
         views = f"{len(images)} views of {paths.nunique()}" if paths.nunique() < len(images) else f"{len(images)}"

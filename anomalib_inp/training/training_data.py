@@ -9,6 +9,7 @@ from pathlib import Path
 from anomalib.data import AnomalibDataset, ImageBatch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from pandas import DataFrame
 from torch.utils.data import Dataset
 from torchvision.tv_tensors import Mask
@@ -128,6 +129,12 @@ class TrainingData(Callback):
         features = None if self.cache is None else self.cache.features_of(images, trainer, pl_module)
         if self.memory is not None:
             memory, encoder = pl_module.model.head_of(NormalMemory), pl_module.model.network.encoder
+            if pl_module.learnt:
+                rank_zero_warn(
+                    f"The memory is filled anew: {len(pl_module.learnt)} images that were learnt are forgotten. To "
+                    "learn them again: anomalib-inp learn."
+                )
+                pl_module.learnt = []
             self.memory(memory, encoder, trainer, pl_module, images, features, pseudo_anomaly)
         if features is not None or self.pseudo_anomaly is not None:
             data.train_data = DerivedDataset(images, features, pseudo_anomaly if self.pseudo_anomaly else None)

@@ -6,6 +6,7 @@
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,15 @@ import torch
 from anomalib.data import MVTecAD
 from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
+from filelock import FileLock
+from lightning import Trainer
 
 from anomalib_inp import ExportedModel, InpFormer, InpFormerPlusPlus, TokenMemory, cli
-from anomalib_inp.checkpoints.own import read_checkpoint
+from anomalib_inp.checkpoints.edit import set_thresholds
+from anomalib_inp.checkpoints.own import read_checkpoint, write_checkpoint
 from anomalib_inp.data.deep import read_tensor
+from anomalib_inp.files import DiskError
+from anomalib_inp.models.convert import set_map
 from anomalib_inp.models.learning import learn
 from anomalib_inp.models.registry import load_model
 from anomalib_inp.pictures.visualizer import short_name
@@ -81,7 +87,8 @@ def test_what_is_learnt_alarms_less_everywhere_and_can_be_forgotten(files, alarm
     before, scores = tokens_of(files["ckpt"]), [score(files["ckpt"], path) for path in alarms]
     threshold = read_checkpoint(files["ckpt"])["state_dict"]["post_processor._image_threshold"].item()
     learnt = learn(files["ckpt"], alarms, exports)
-    assert (learnt.images, learnt.changed, learnt.chosen) == ([short_name(path) for path in alarms], 3, True)
+    assert (learnt.images, learnt.changed, learnt.kept) == ([short_name(path) for path in alarms], 3, "")
+    assert learnt.alarming == []
     assert learnt.before == pytest.approx(threshold)
     # a tenth of the 16 tokens of each image, at each depth
     assert tokens_of(files["ckpt"]).shape[1] == learnt.tokens == before.shape[1] + 3 * 2
@@ -96,6 +103,7 @@ def test_what_is_learnt_alarms_less_everywhere_and_can_be_forgotten(files, alarm
             with torch.no_grad():
                 expected = model(image)
             found = exported(image.numpy())
+            assert not found.pred_label.any()
             np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-4)
             np.testing.assert_allclose(found.pred_score, expected.pred_score, rtol=0, atol=1e-4)
 
@@ -167,8 +175,80 @@ def test_the_threshold_is_chosen_from_kept_scores_and_those_of_what_was_learnt(f
     learnt = learn(files["ckpt"], alarms)
     entries = read_checkpoint(files["ckpt"])["learnt"]
     assert [entry["score"] for entry in entries] == [pytest.approx(score(files["ckpt"], path)) for path in alarms]
-    # of five scores, the 0.99 quantile is the highest
-    assert learnt.threshold == pytest.approx(max(validation["normal"] + [entry["score"] for entry in entries]))
+    # of five scores, the 0.99 quantile is the highest; the threshold is above it by a thousandth of the span
+    scores = validation["normal"] + [entry["score"] for entry in entries]
+    span = max(0.02, (max(scores) - min(scores)) / 2)
+    assert learnt.threshold == pytest.approx(max(scores) + 1e-3 * span, abs=1e-6)
+
+
+def test_a_threshold_that_was_set_by_hand_stays(files, alarms) -> None:
+    set_thresholds(files["ckpt"], image=0.01)
+    learnt = learn(files["ckpt"], alarms[:1], [files["onnx"]])
+    assert (learnt.kept, learnt.before) == ("it was set by hand", learnt.threshold)
+    assert learnt.threshold == pytest.approx(0.01)
+    assert learnt.alarming == [short_name(alarms[0])]
+    assert read_checkpoint(files["ckpt"])["state_dict"]["post_processor._image_threshold"] == torch.tensor(0.01)
+
+
+def test_the_thresholds_of_a_category_stay(files, alarms) -> None:
+    content = read_checkpoint(files["ckpt"])
+    config = content["anomalib_post_processor_config"]
+    of_brick = [[0.02, 0.01, 0.03], [0.2, 0.1, 0.3]]
+    config |= {"category": "brick", "ranges": {"brick": of_brick}}
+    write_checkpoint(files["ckpt"], content)
+    common = content["state_dict"]["post_processor._image_threshold"].item()
+    learnt = learn(files["ckpt"], alarms)
+    assert learnt.before == pytest.approx(common)
+    assert learnt.threshold > learnt.before
+    assert learnt.alarming == [short_name(path) for path in alarms]  # by the threshold of the category
+    assert read_checkpoint(files["ckpt"])["anomalib_post_processor_config"]["ranges"] == {"brick": of_brick}
+
+
+def test_scores_of_another_map_are_not_mixed(files, alarms) -> None:
+    if len(load_model(files["ckpt"]).model.maps) == 1:
+        pytest.skip("it has one map")
+    set_map(files["ckpt"], "memory")
+    with pytest.raises(ValueError, match=r"shows the map 'memory', but .* are of the map 'fused'"):
+        learn(files["ckpt"], alarms)
+    set_map(files["ckpt"], "fused")
+    assert learn(files["ckpt"], alarms).changed == 3
+
+
+def test_all_files_are_changed_or_none(files, alarms, monkeypatch) -> None:
+    before = {name: path.read_bytes() for name, path in files.items()}
+
+    def full(*_: object) -> None:
+        raise DiskError(28, "no room")
+
+    monkeypatch.setattr("anomalib_inp.checkpoints.own.torch.save", full)
+    with pytest.raises(DiskError, match="no room"):
+        learn(files["ckpt"], alarms, [files["onnx"], files["xml"]])
+    assert {name: path.read_bytes() for name, path in files.items()} == before
+    left = {path.name for path in files["ckpt"].parent.iterdir()} - {"finished.ckpt.lock"}
+    assert left == {"finished.ckpt", "model.onnx", "model.xml", "model.bin"}
+
+
+def test_two_commands_follow_each_other(files, alarms) -> None:
+    with ThreadPoolExecutor(1) as pool, FileLock(f"{files['ckpt'].resolve()}.lock"):
+        learning = pool.submit(learn, files["ckpt"], alarms[:1])
+        with pytest.raises(TimeoutError):
+            learning.result(timeout=1)
+        assert "learnt" not in read_checkpoint(files["ckpt"])
+    assert learning.result().changed == 1
+
+
+def test_what_was_learnt_stays_when_a_model_is_saved_again(files, alarms, quiet_engine, root, tmp_path) -> None:
+    learn(files["ckpt"], alarms)
+    known = read_checkpoint(files["ckpt"])["learnt"]
+    model = load_model(files["ckpt"])
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "again.ckpt", weights_only=True)
+    assert read_checkpoint(tmp_path / "again.ckpt")["learnt"] == known
+    data = MVTecAD(root, "brick", train_batch_size=4, num_workers=0, val_split_mode="none")
+    with pytest.warns(UserWarning, match="The memory is filled anew: 3 images that were learnt are forgotten"):
+        quiet_engine(limit_val_batches=0).fit(model, datamodule=data)
+    assert model.learnt == []
 
 
 def test_by_the_command(files, alarms, root, tmp_path, capsys, monkeypatch) -> None:
@@ -200,6 +280,7 @@ def test_by_the_command(files, alarms, root, tmp_path, capsys, monkeypatch) -> N
             ["learn", "a.ckpt", "--forget", "true", "--images", '["1.png"]', "--exports", '["a.xml", "b.onnx"]'],
         ),
         (["learn", "a.ckpt", "--exports=a.xml"], ["learn", "a.ckpt", "--exports", '["a.xml"]']),
+        (["learn", "a.ckpt", "[1].png", "[2]/3.png"], ["learn", "a.ckpt", "--images", '["[1].png", "[2]/3.png"]']),
         (["learn", "--help"], ["learn", "--help"]),
         (["predict", "a", "b", "--pictures", "false"], ["predict", "a", "b", "--pictures", "false"]),
     ],

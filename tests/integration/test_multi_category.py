@@ -147,6 +147,7 @@ def test_zero_shot_by_what_was_learnt_is_called_out(
     apart = {"train_on": ["brick", "grass"], "test_on": ["gravel"]}
     assert warned("reconstruction", **apart)
     assert not warned("prototype_distance", **apart)
+    assert not warned("self_distance", **apart)
     assert not warned("reconstruction")
 
 

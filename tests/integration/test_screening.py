@@ -71,6 +71,40 @@ def test_the_odd_image_comes_first(folder: Path, run, tmp_path: Path, capsys: py
     assert rows(tmp_path / "bare") == rows(tmp_path / "out")
 
 
+def test_an_image_that_changes_meanwhile_gets_a_row_of_its_own(folder: Path, run, tmp_path: Path, monkeypatch) -> None:
+    compare = Screen.compare
+
+    def change(self: Screen, items: list[Item], *args: object) -> None:
+        compare(self, items, *args)
+        Image.new("RGB", (64, 64)).save(folder / "02.png")
+
+    monkeypatch.setattr(Screen, "compare", change)
+    with pytest.raises(SystemExit) as ended:
+        run(folder, tmp_path / "out")
+    assert ended.value.code == cli.UNREADABLE
+    *_, (name, score, _, _, error) = rows(tmp_path / "out")
+    assert (name, score) == ("02.png", "")
+    assert "was written or changed while the images were compared" in error
+
+
+def test_ctrl_c_keeps_what_is_written(folder: Path, run, tmp_path: Path, monkeypatch, capsys) -> None:
+    stream = Screen.stream
+
+    def stop(self: Screen, batches: object) -> object:
+        for place, outputs in enumerate(stream(self, batches)):
+            if place == 5:
+                raise KeyboardInterrupt
+            yield outputs
+
+    monkeypatch.setattr(Screen, "stream", stop)
+    with pytest.raises(SystemExit) as ended:
+        run(folder, tmp_path / "out")
+    assert ended.value.code == cli.INTERRUPTED
+    assert "Stopped; 5 images are written" in capsys.readouterr().out
+    assert len(rows(tmp_path / "out")) == 6
+    assert (tmp_path / "out" / "gallery.png").is_file()
+
+
 @pytest.mark.parametrize("references", [256, 5])
 def test_readings_by_hand(folder: Path, tiny_encoder_file: Path, references: int) -> None:
     """Few references or many, the order in which images are read makes no difference."""

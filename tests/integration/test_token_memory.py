@@ -77,24 +77,37 @@ class TestBesideInpFormer:
             tiny_model(kind, map="memory")
 
     def test_the_fused_map(self, kind, tiny_model) -> None:
-        """By the readings, with another library's enlargement: a mean, or what is found raised by the head."""
+        """By what each depth finds and what the head or the error says, with another library's enlargement."""
         torch.manual_seed(0)
         model = remembering(tiny_model(kind, memory=True, map_size=None)).eval()
         detector, images = model.model, torch.rand(2, 3, 64, 64)
+        memory = detector.head_of(NormalMemory)
         with torch.no_grad():
             reconstruction = detector.network(images)
-            ((fused, *others),) = (detector.maps["fused"],)
-            found, (memory,) = fused(reconstruction), (read(reconstruction) for read in detector.maps["memory"])
-            if kind is InpFormer:
-                torch.testing.assert_close(found, 0.2 * memory)
-                assert others == detector.maps["reconstruction"]
-                return
-            head = detector.maps["segmentation"][0](reconstruction)
-        assert not others
-        for image in range(2):
-            enlarged = zoom(memory[image].clamp(min=0).numpy(), 16, order=1, grid_mode=False)
-            expected = enlarged * (0.2 + head[image].numpy())
-            np.testing.assert_allclose(found[image], expected, atol=1e-4)
+            (fused,) = detector.maps["fused"]
+            shown, scored = fused(reconstruction)
+            distances = memory.distances(reconstruction.features, range(4))  # blocks 0 and 1, and two groups
+            block0, block1, *groups = (
+                (weight * distance.clamp(min=0)).unflatten(1, (4, 4)).numpy()
+                for weight, distance in zip(memory.weights, distances, strict=True)
+            )
+            (reading,) = detector.maps["reconstruction" if kind is InpFormer else "segmentation"]
+            seen = np.cbrt(reading(reconstruction).numpy())
+            detection = detector.eval()(images)
+        blocks, groups = block0 + block1, groups[0] + groups[1]
+        assert blocks.max() > 0
+        assert groups.max() > 0
+        if kind is InpFormerPlusPlus:
+            blocks, groups = (
+                np.stack([zoom(image, 16, order=1, grid_mode=False) for image in each]) for each in (blocks, groups)
+            )
+            seen = 0.2 + seen
+        np.testing.assert_allclose(shown, 0.5 * blocks + seen * groups, atol=1e-4)
+        np.testing.assert_allclose(scored, seen * (blocks + groups), atol=1e-4)
+        # An image is scored by 0.3 % of the second: 12 of 64 x 64 pixels.
+        smooth = detector.smoothing(scored, (64, 64)).flatten(1)
+        torch.testing.assert_close(detection.pred_score, smooth.sort(dim=1).values[:, -12:].mean(dim=1))
+        torch.testing.assert_close(detection.anomaly_map, detector.smoothing(shown, (64, 64)))
 
 
 def test_inp_former_plus_plus_without_a_head_fuses_memory_and_reconstruction(tiny_model) -> None:

@@ -54,6 +54,21 @@ def test_grey_images_of_sixteen_bits_are_scaled_by_their_range(tmp_path: Path, n
     np.testing.assert_allclose(as_batch(pixels)[0, 1], DEEP / 65535, rtol=1e-6)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_whose_zero_is_white_is_turned_around(tmp_path: Path, bits: int) -> None:
+    grey = DEEP if bits == 16 else COLOURS[..., 0]
+    Image.fromarray(grey).save(tmp_path / "black.tif")
+    written = (tmp_path / "black.tif").read_bytes()
+    (tag,) = [place for place in range(len(written)) if written[place : place + 8] == TAG]
+    (tmp_path / "white.tif").write_bytes(written[: tag + 8] + b"\0" + written[tag + 9 :])
+    black, white = (read_pixels(tmp_path / f"{name}.tif") for name in ("black", "white"))
+    np.testing.assert_array_equal(white, (2**bits - 1) - black)
+
+
+TAG = b"\x06\x01\x03\x00\x01\x00\x00\x00"
+"""Tag 262 of a TIFF, one value of 16 bits: what a grey of 0 means."""
+
+
 def test_sixteen_bits_show_what_eight_bits_show(tmp_path: Path) -> None:
     Image.fromarray(COLOURS[..., 0]).save(tmp_path / "8.png")
     Image.fromarray(COLOURS[..., 0].astype(np.uint16) * 257).save(tmp_path / "16.png")

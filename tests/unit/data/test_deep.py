@@ -95,7 +95,7 @@ def test_training_and_testing_are_the_same(
         engine = quiet_engine(max_epochs=2)
         with caplog.at_level(logging.INFO):
             engine.fit(model, datamodule=module)
-        (metrics,) = engine.test(model, datamodule=module)
+            (metrics,) = engine.test(model, datamodule=module)
         results.append((model.post_processor.image_threshold.item(), metrics))
     assert results[1][0] == pytest.approx(results[0][0], abs=1e-4)
     assert results[1][1] == pytest.approx(results[0][1], abs=1e-3, nan_ok=True)

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.nn.functional import cosine_similarity
 
 from anomalib_inp.outputs import PatchFeatures, Reconstruction
+from anomalib_inp.scoring.fusion import with_error
 from anomalib_inp.scoring.memory import (
     NormalMemory,
     NormalTokens,
-    beside,
     directions,
     k_centres,
     nearest_distances,
@@ -77,9 +77,25 @@ def test_depths_are_standardised_and_weighted(memory, features) -> None:
     torch.testing.assert_close(found.flatten(1), expected)
 
 
-def test_it_comes_beside_other_readings_in_tenths_and_can_be_pickled(memory, features) -> None:
-    read = pickle.loads(pickle.dumps(beside(memory)))  # noqa: S301 - made here
-    torch.testing.assert_close(read(Reconstruction(features)), memory(Reconstruction(features)) * 0.2)
+def test_single_blocks_and_groups_are_told_apart(memory, features) -> None:
+    singles, groups = memory.found(features)
+    shallow, deep = memory.distances(features, [0, 1])
+    torch.testing.assert_close(singles, 0.25 * shallow.clamp(min=0))
+    torch.testing.assert_close(groups, 0.75 * deep.clamp(min=0))
+    memory.weigh(torch.zeros(2, 2), torch.ones(2, 2), torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.3]))
+    singles, groups = memory.found(features)
+    assert not singles.any()
+    assert groups.shape == singles.shape == (2, 6)
+
+
+def test_what_it_is_fused_with_can_be_pickled(memory, features) -> None:
+    read = pickle.loads(pickle.dumps(with_error(memory, _ones)))  # noqa: S301 - made here
+    singles, groups = (found.unflatten(1, (2, 3)) for found in memory.found(features))
+    torch.testing.assert_close(read(Reconstruction(features)), torch.stack([singles / 2 + groups, singles + groups]))
+
+
+def _ones(reconstruction: Reconstruction) -> torch.Tensor:
+    return torch.ones(2, *reconstruction.features.grid)
 
 
 def test_what_is_known_to_the_last_token_is_below_the_mean_of_normal_images(memory) -> None:

@@ -155,9 +155,9 @@ def test_what_is_compared_with_what() -> None:
     [
         ({"memory_size": 0}, "memory_size must be at least 1 token at each depth, got 0"),
         ({"depths": "shallow"}, "depths must be auto, equal or a list of weights, got 'shallow'"),
-        ({"depths": [0, 0, 0, 0]}, "must not be negative, nor all 0"),
-        ({"depths": [1, -1, 1, 1]}, "must not be negative, nor all 0"),
-        ({"depths": [1, float("nan"), 1, 1]}, "must not be negative, nor all 0"),
+        ({"depths": [0, 0, 0, 0]}, "must be finite and not negative, nor all 0"),
+        ({"depths": [1, -1, 1, 1]}, "must be finite and not negative, nor all 0"),
+        ({"depths": [1, float("nan"), 1, 1]}, "must be finite and not negative, nor all 0"),
     ],
 )
 def test_arguments_that_do_not_fit(tiny_model: Make, arguments: dict[str, Any], message: str) -> None:
