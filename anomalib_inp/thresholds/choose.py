@@ -116,7 +116,7 @@ class CommonScales(nn.Module):
 
     def compute(self) -> tuple[Scale, Scale, str] | None:
         """Choose the scales of scores and of pixels, and say how; ``None`` without images."""
-        scores, labels, _ = self.images.compute()
+        scores, labels = self._labelled()
         if not len(scores):
             return None
         image = image_scale(scores, labels, self.quantiles[0])
@@ -136,8 +136,13 @@ class CommonScales(nn.Module):
 
     def scores(self) -> ValidationScores:
         """List the raw scores of all images, normal and anomalous ones."""
-        scores, labels, _ = self.images.compute()
+        scores, labels = self._labelled()
         return ValidationScores(*(_spread(scores[labels == label]) for label in (0, 1)))
+
+    def _labelled(self) -> tuple[Tensor, Tensor]:
+        """Scores and labels of all images, each ``(N,)``; torchmetrics makes numbers of what is one."""
+        scores, labels, _ = map(torch.atleast_1d, self.images.compute())
+        return scores, labels
 
 
 class CategoryScales(PixelCounts):

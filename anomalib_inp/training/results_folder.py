@@ -41,13 +41,29 @@ class ResultsFolder(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Point to this run, if anything came of it."""
         del pl_module, stage
+        _number_a_test(trainer)
         _point_to_newest(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no empty folder, and no link to one."""
         del pl_module, exception
         _remove_if_empty(trainer)
+        _number_a_test(trainer)
         _point_to_newest(trainer)
+
+
+def _number_a_test(trainer: Trainer) -> None:
+    """Number the folder of a test where nothing was trained: anomalib calls it ``latest``, and no link can be there."""
+    own = Path(trainer.default_root_dir)
+    if not (trainer.is_global_zero and own.name == "latest" and own.is_dir() and not own.is_symlink()):
+        return
+    numbers = [int(path.name[1:]) for path in own.parent.iterdir() if VERSION.fullmatch(path.name)]
+    numbered, link = own.with_name(f"v{max(numbers, default=-1) + 1}"), own.with_name(".latest-of-test")
+    with suppress(OSError):  # where links are not allowed, anomalib makes something else
+        link.unlink(missing_ok=True)
+        link.symlink_to(numbered.name, target_is_directory=True)
+        own.rename(numbered)
+        link.replace(own)
 
 
 def _remove_if_empty(trainer: Trainer) -> None:

@@ -48,7 +48,8 @@ def datamodule(data: Path) -> Make:
 def fitted(tiny_model: Make, quiet_engine: Make, datamodule: Make) -> Make:
     def make(kind: type = TokenMemory, **kwargs: Any) -> Any:
         torch.manual_seed(3)
-        model = tiny_model(kind, **{"memory_size": 20, **kwargs})
+        size = {"memory_size": 20} if kind is TokenMemory or "memory" in kwargs else {}
+        model = tiny_model(kind, **size | kwargs)
         torch.manual_seed(4)
         quiet_engine(limit_val_batches=0).fit(model, datamodule=datamodule())
         return model
@@ -164,6 +165,19 @@ def test_arguments_that_do_not_fit(tiny_model: Make, arguments: dict[str, Any], 
     for kind, switch in ((TokenMemory, {}), (InpFormer, {"memory": True})):
         with pytest.raises(ValueError, match=message):
             tiny_model(kind, **switch, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"memory_size": 20}, {"depths": "equal"}])
+def test_what_is_said_of_a_memory_needs_one(tiny_model: Make, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="memory_size and depths are for a memory"):
+        tiny_model(InpFormer, **arguments)
+
+
+def test_weights_of_any_size_are_shares(tiny_model: Make, fitted: Make) -> None:
+    weights = memory_of(fitted(depths=[1e39, 0, 0, 3e39])).weights
+    torch.testing.assert_close(weights, torch.tensor([0.25, 0, 0, 0.75]))
+    with pytest.raises(ValueError, match="must be finite and not negative"):
+        tiny_model(TokenMemory, depths=[1e308, 1e308, 0, 0])
 
 
 def test_data_that_do_not_fit(

@@ -85,3 +85,23 @@ def test_latest_moves_with_the_first_checkpoint(
     (home / "v10").mkdir()
     fit(good)
     assert link(home) == "v11"
+
+
+def test_a_test_before_any_training_is_in_the_way_of_none(
+    fit: Callable[..., Engine],
+    tiny_model: Callable[..., EncoderModel],
+    quiet_engine: Callable[..., Engine],
+    write_small_sample: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    good = write_small_sample(tmp_path)
+    home = tmp_path / "results/InpFormer/MVTecAD/brick"
+    data = MVTecAD(good, "brick", num_workers=0, val_split_mode="same_as_test")
+    quiet_engine(tmp_path / "results").test(tiny_model(), datamodule=data)
+    assert link(home) == "v0"
+    assert (home / "latest/metrics.json").is_file()
+    fit(good)
+    assert link(home) == "v1"
+    assert sorted(path.name for path in home.iterdir()) == ["latest", "v0", "v1"]
+    quiet_engine(tmp_path / "results").test(tiny_model(), datamodule=data)
+    assert sorted(path.name for path in home.iterdir()) == ["latest", "v0", "v1"]
