@@ -80,10 +80,10 @@ class Job:
     def _made_of(self) -> dict[str, str]:
         return {"made_by": self.made_by, "images": str(self.root.resolve())}
 
-    def unchanged_since(self, run: Path) -> bool:
-        """Whether a note says that a run was made by the same, of the same folder."""
+    def is_noted(self) -> bool:
+        """Whether the note of an earlier run says that it was made by the same, of the same folder."""
         try:
-            return json.loads(run.read_text(encoding="utf-8")) == self._made_of
+            return json.loads(self.note.read_text(encoding="utf-8")) == self._made_of
         except (OSError, ValueError):
             return False
 
@@ -162,7 +162,7 @@ def resume(job: Job) -> None:
     """
     if not job.table.exists():
         return
-    if not job.unchanged_since(job.note):
+    if not job.is_noted():
         msg = (
             f"{job.output} holds results of another model, category or precision, or of another folder of images. "
             "Choose another output."

@@ -124,11 +124,8 @@ class CommonScales(nn.Module):
             low, high = self.ends.compute() if self.ends.update_called else (math.nan, math.nan)
             # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
             best = self.best_f1.compute() if self.best_f1.update_called else image.threshold
-            return (
-                image,
-                of_ends(best, low, high),
-                f"best F1 over {anomalous} anomalous and the normal validation images",
-            )
+            how = f"best F1 over {anomalous} anomalous and the normal validation images"
+            return image, of_ends(best, low, high), how
         pixels = self.normal_pixels.compute()
         pixel = of_normal(quantile(pixels, self.quantiles[1]), pixels.min())
         how = "no anomalous validation images: quantile {} of the normal images' scores, {} of their pixels"
