@@ -353,6 +353,7 @@ def with_lists(arguments: list[str]) -> list[str]:
         name = option or name
         if name not in values:
             written.append(argument)
+            name = name if option and not equals else "--images"  # an option that is no list has one value
         elif value or equals:
             values[name] += _listed(value)
     return written + [part for name, files in values.items() if files for part in (name, json.dumps(files))]

@@ -103,12 +103,6 @@ def image_files(folder: Path) -> list[Path]:
     return [path for path in files_below(folder) if is_image_name(path.name)]
 
 
-def other_images(folder: Path) -> list[str]:
-    """List the files below a folder that are images by their names, but are not read."""
-    found = files_below(folder) if folder.is_dir() else []
-    return [path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in OTHER_SUFFIXES]
-
-
 def files_below(folder: Path) -> list[Path]:
     """List the files below a folder that are not hidden, as :func:`image_files` does, whatever they are."""
     return sorted(_files_below(folder, frozenset()))

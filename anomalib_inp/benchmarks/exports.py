@@ -138,10 +138,10 @@ def benchmark_export(
     if runs < 2:
         msg = f"runs must be at least 2, got {runs}."
         raise ValueError(msg)
-    items = find_images(images)
+    items = find_images(images).items
     folder = calibration or images.parent / "train" / "good"
     # A folder that was named must be there, the other may be missing.
-    normal = find_images(folder) if calibration is not None or folder.is_dir() else []
+    normal = find_images(folder).items if calibration is not None or folder.is_dir() else []
     if not normal:
         rank_zero_warn(f"No INT8: there are no normal images to calibrate with in {folder}; see --calibration.")
     model = load_model(checkpoint)

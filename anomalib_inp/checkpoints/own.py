@@ -55,6 +55,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         raise FileNotFoundError(msg)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError:
+        raise  # it is not the content that is wrong
     except Exception as error:
         msg = (
             f"{path} is no checkpoint, or holds more than plain data; it is refused, because reading it could run code."

@@ -4,6 +4,7 @@
 """Learns from false alarms: their tokens are remembered, in a checkpoint and in its exports, and can be forgotten."""
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +21,7 @@ from anomalib_inp.data.deep import read_tensor
 from anomalib_inp.files import file_digest
 from anomalib_inp.models.registry import load_model
 from anomalib_inp.pictures.visualizer import short_name
-from anomalib_inp.runtime import edit as export
+from anomalib_inp.runtime.edit import ExportedMemory
 from anomalib_inp.scoring.memory import NormalMemory, remembered
 from anomalib_inp.thresholds.choose import image_scale
 
@@ -88,8 +89,7 @@ def _learn(path: Path, images: Sequence[Path], exports: Sequence[Path], forget: 
         )
         raise ValueError(msg)
     known, old = list(content.get("learnt", [])), memory.tokens.clone()
-    for file in exports:
-        export.check_memory(file, old.numpy())  # before the images are looked at
+    exported = [ExportedMemory(file, old.numpy()) for file in exports]  # before the images are looked at
     if forget:
         left = _without(known, images)
         memory.tokens = _keep(old, known, left)
@@ -110,9 +110,8 @@ def _learn(path: Path, images: Sequence[Path], exports: Sequence[Path], forget: 
         kept = "it was set by hand"
     after = before if kept else common_thresholds(content, image=threshold)[0].threshold
     with ExitStack() as stack:
-        for file in exports:
-            change = export.replacing_memory(file, old.numpy(), memory.tokens.numpy(), None if kept else after)
-            stack.enter_context(change)
+        for each in exported:
+            stack.enter_context(each.replacing(memory.tokens.numpy(), None if kept else after))
         stack.enter_context(replacing_checkpoint(path, content))
     in_force = _in_force(content, after)
     alarming = [entry["image"] for entry in left if entry["score"] > in_force]
@@ -141,7 +140,7 @@ def _remember(model: AnomalibModule, images: Sequence[Path], known: set[str]) ->
         farthest = distances.topk(math.ceil(SHARE * distances.shape[1]), dim=1).indices
         chosen = [tokens[0][places] for tokens, places in zip(features.depths, farthest, strict=True)]
         memory.tokens = torch.cat([memory.tokens, remembered(torch.stack(chosen))], dim=1)
-        entry = {"image": short_name(str(path.absolute())), "digest": digest, "tokens": farthest.shape[1]}
+        entry = {"image": _name(path), "digest": digest, "tokens": farthest.shape[1]}
         found.append((path, entry))
     return found
 
@@ -156,7 +155,7 @@ def _without(known: list[dict[str, Any]], images: Sequence[Path]) -> list[dict[s
     """Entries that are left without some images, which are found by their content, or else by their names."""
     left = list(known) if images else []
     for path in images:
-        digest, name = file_digest(path) if path.is_file() else None, short_name(str(path.absolute()))
+        digest, name = file_digest(path) if path.is_file() else None, _name(path)
         found = [each for each in left if each["digest"] == digest] or [each for each in left if each["image"] == name]
         if len(found) != 1:
             names = ", ".join(each["image"] for each in known) or "nothing"
@@ -165,6 +164,11 @@ def _without(known: list[dict[str, Any]], images: Sequence[Path]) -> list[dict[s
             raise ValueError(msg)
         left.remove(found[0])
     return left
+
+
+def _name(path: Path) -> str:
+    """Name an image in text, which the name of a file need not be."""
+    return os.fsencode(short_name(str(path.absolute()))).decode("utf-8", "backslashreplace")
 
 
 def _keep(tokens: Tensor, known: list[dict[str, Any]], left: list[dict[str, Any]]) -> Tensor:

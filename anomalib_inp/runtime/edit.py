@@ -103,60 +103,56 @@ def _replacing(path: Path, model: Any) -> Iterator[None]:
         yield
 
 
-def check_memory(path: str | Path, tokens: np.ndarray) -> None:
-    """See that an export remembers these tokens.
-
-    Raises:
-        ValueError: It does not, or is no export of ours.
-    """
-    _find_memory(Path(path), tokens)
-
-
-@contextmanager
-def replacing_memory(
-    path: str | Path, old: np.ndarray, new: np.ndarray, threshold: float | None = None
-) -> Iterator[None]:
-    """Replace what an export remembers, in place, where what is done meanwhile does not fail.
+class ExportedMemory:
+    """What an export remembers.
 
     Args:
         path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
-        old: Tokens in 16 bits that it remembers ``(K, M, D)``.
-        new: Tokens that it shall remember ``(K, any, D)``.
-        threshold: New common image threshold, a raw score; an export that is read by the thresholds of a category, or
-            has none, keeps its own.
+        tokens: Tokens in 16 bits that it has to remember ``(K, M, D)``.
 
     Raises:
         ValueError: Not an export of ours, or one that remembers something else.
     """
-    path = Path(path)
-    exported = read_metadata(path)
-    model, place = _find_memory(path, old)
-    if path.suffix == ".onnx":
-        onnx = require("onnx", "onnx", path)
-        place.CopyFrom(onnx.numpy_helper.from_array(new, place.name))
-        del model.graph.value_info[:]  # they name the old size
-    else:
-        openvino = require("openvino", "openvino", path)
-        constant = openvino.opset13.constant(new)
-        constant.set_friendly_name(place.get_friendly_name())
-        for consumer in place.output(0).get_target_inputs():
-            consumer.replace_source_output(constant.output(0))
-        model.validate_nodes_and_infer_types()
-    if threshold is not None and exported.category is None and not math.isnan(exported.image.threshold):
-        _move(model, path, {"image": threshold}, exported._replace(image=exported.image.moved(threshold)))
-    with _replacing(path, model):
-        yield
+
+    def __init__(self, path: str | Path, tokens: np.ndarray) -> None:
+        self._path = Path(path)
+        self._metadata = read_metadata(self._path)
+        read = _onnx_memory if self._path.suffix == ".onnx" else _openvino_memory
+        self._model, self._place, found = read(self._path)
+        if found is None or not np.array_equal(found, tokens):
+            msg = f"{path} is no export of this checkpoint as it is now: export it anew."
+            raise ValueError(msg)
+
+    @contextmanager
+    def replacing(self, tokens: np.ndarray, threshold: float | None = None) -> Iterator[None]:
+        """Replace what it remembers, in place, where what is done meanwhile does not fail.
+
+        Args:
+            tokens: Tokens in 16 bits that it shall remember ``(K, any, D)``.
+            threshold: New common image threshold, a raw score; an export that is read by the thresholds of a category,
+                or has none, keeps its own.
+        """
+        replace = _replace_in_onnx if self._path.suffix == ".onnx" else _replace_in_openvino
+        replace(self._model, self._place, tokens, self._path)
+        exported = self._metadata
+        if threshold is not None and exported.category is None and not math.isnan(exported.image.threshold):
+            moved = exported._replace(image=exported.image.moved(threshold))
+            _move(self._model, self._path, {"image": threshold}, moved)
+        with _replacing(self._path, self._model):
+            yield
 
 
-def _find_memory(path: Path, tokens: np.ndarray) -> tuple[Any, Any]:
-    """Read a model, and find the tensor or node of its memory, which holds these tokens."""
-    read_metadata(path)
-    read = _onnx_memory if path.suffix == ".onnx" else _openvino_memory
-    model, place, found = read(path)
-    if found is None or not np.array_equal(found, tokens):
-        msg = f"{path} is no export of this checkpoint as it is now: export it anew."
-        raise ValueError(msg)
-    return model, place
+def _replace_in_onnx(model: Any, tensor: Any, tokens: np.ndarray, path: Path) -> None:
+    tensor.CopyFrom(require("onnx", "onnx", path).numpy_helper.from_array(tokens, tensor.name))
+    del model.graph.value_info[:]  # they name the old size
+
+
+def _replace_in_openvino(model: Any, node: Any, tokens: np.ndarray, path: Path) -> None:
+    constant = require("openvino", "openvino", path).opset13.constant(tokens)
+    constant.set_friendly_name(node.get_friendly_name())
+    for consumer in node.output(0).get_target_inputs():
+        consumer.replace_source_output(constant.output(0))
+    model.validate_nodes_and_infer_types()
 
 
 def _onnx_memory(path: Path) -> tuple[Any, Any, np.ndarray | None]:

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anomalib_inp.files import IMAGE_SUFFIXES, first_few, image_files, masks_of, other_images, replacing
+from anomalib_inp.files import (
+    IMAGE_SUFFIXES,
+    OTHER_SUFFIXES,
+    files_below,
+    first_few,
+    is_image_name,
+    masks_of,
+    replacing,
+)
 from anomalib_inp.images import image_fault
 from anomalib_inp.pictures.names import picture_names
 
@@ -29,6 +37,18 @@ class Item(NamedTuple):
     path: Path
     anomalous: bool | None
     mask: Path | None
+
+
+class Found(NamedTuple):
+    """What is in a folder.
+
+    Attributes:
+        items: The images.
+        left_out: Names of files that are images by their suffixes, but of a kind that is not read.
+    """
+
+    items: list[Item]
+    left_out: list[str]
 
 
 @dataclass
@@ -92,7 +112,7 @@ class Job:
         return item.path.relative_to(self.root).as_posix()
 
 
-def find_images(images: Path) -> list[Item]:
+def find_images(images: Path) -> Found:
     """List an image, or the images below a folder, with the labels and masks that MVTec AD's layout tells.
 
     An image beside the folders of the kinds is of no kind: nothing is known of it.
@@ -101,16 +121,18 @@ def find_images(images: Path) -> list[Item]:
         FileNotFoundError: There is no such image, or no image in the folder.
     """
     if images.is_file():
-        return [Item(images, None, None)]
+        return Found([Item(images, None, None)], [])
     if not images.exists():
         msg = f"There is no image or folder {images}."
         raise FileNotFoundError(msg)
-    paths = image_files(images)
+    files = files_below(images)
+    paths = [path for path in files if is_image_name(path.name)]
     if not paths:
         msg = f"Expected an image or a folder of images ({', '.join(IMAGE_SUFFIXES)}), found none in {images}."
         raise FileNotFoundError(msg)
+    others = [path.relative_to(images).as_posix() for path in files if path.suffix.lower() in OTHER_SUFFIXES]
     if not (images / "good").is_dir():
-        return [Item(path, None, None) for path in paths]
+        return Found([Item(path, None, None) for path in paths], others)
     # A link to a test folder may lie beside other masks than the folder itself.
     truths = (place.parent / "ground_truth" for place in (images.absolute(), images.resolve()))
     truth = next((place for place in truths if place.is_dir()), None)
@@ -122,7 +144,7 @@ def find_images(images: Path) -> list[Item]:
         if truth is not None and anomalous and below.parent not in masks:
             masks[below.parent] = masks_of(truth / below.parent)
         items.append(Item(path, anomalous, masks.get(below.parent, {}).get(path.stem) if anomalous else None))
-    return items
+    return Found(items, others)
 
 
 def plan(images: Path, output: Path, pictures: bool = True, strict: bool = False) -> Job:
@@ -138,12 +160,12 @@ def plan(images: Path, output: Path, pictures: bool = True, strict: bool = False
         FileNotFoundError: No images.
         ValueError: A picture would replace an image or become one of the next run; or, if strict, a file is no image.
     """
-    items = find_images(images)
+    items, left_out = find_images(images)
     if strict and (faults := [fault for item in items if (fault := image_fault(item.path))]):
         msg = f"Files are no images that can be used: {first_few(faults)}. Replace, convert or remove them."
         raise ValueError(msg)
     root = images if images.is_dir() else images.parent
-    job = Job(items, root, output, left_out=other_images(images))
+    job = Job(items, root, output, left_out=left_out)
     if pictures:
         _name_pictures(job, images)
     return job

@@ -138,11 +138,23 @@ class NormalMemory(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the sizes of a checkpoint: how much is remembered is part of what was learnt."""
-        for name, buffer in list(self.named_buffers(recurse=False)):
-            if (stored := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, buffer.new_empty(stored.shape))
+        buffers = dict(self.named_buffers(recurse=False))
+        shapes = {name: tuple(state_dict[prefix + name].shape) for name in buffers if prefix + name in state_dict}
+        if len(shapes) == len(buffers):
+            _check_sizes(shapes)
+            for name, shape in shapes.items():
+                setattr(self, name, buffers[name].new_empty(shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._leave_out()
+
+
+def _check_sizes(shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse what is of as many depths in one tensor and not in another, which would be read without a word."""
+    count = shapes["tokens"][0] if len(shapes["tokens"]) == 3 else -1
+    of_depths = {"mean": (count, 2), "spread": (count, 2), "weights": (count,), "average_precision": (count,)}
+    if any(shapes[name] != shape for name, shape in of_depths.items() if count):
+        msg = f"The memory in this checkpoint is damaged: its tensors do not belong together, {shapes}."
+        raise ValueError(msg)
 
 
 def remembered(tokens: Tensor) -> Tensor:

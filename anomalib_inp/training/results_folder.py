@@ -58,10 +58,9 @@ def _number_a_test(trainer: Trainer) -> None:
     if not (trainer.is_global_zero and own.name == "latest" and own.is_dir() and not own.is_symlink()):
         return
     numbers = [int(path.name[1:]) for path in own.parent.iterdir() if VERSION.fullmatch(path.name)]
-    numbered, link = own.with_name(f"v{max(numbers, default=-1) + 1}"), own.with_name(".latest-of-test")
+    numbered = own.with_name(f"v{max(numbers, default=-1) + 1}")
     with suppress(OSError):  # where links are not allowed, anomalib makes something else
-        link.unlink(missing_ok=True)
-        link.symlink_to(numbered.name, target_is_directory=True)
+        link = _link_beside(own, numbered.name)
         own.rename(numbered)
         link.replace(own)
 
@@ -88,10 +87,15 @@ def _point_to_newest(trainer: Trainer, about_to_write: bool = False) -> None:
         return
     newest = max(full, key=lambda path: int(path.name[1:]))
     if not latest.is_symlink() or latest.readlink() != Path(newest.name):
-        new = latest.with_name(f".latest-{own.name}")
-        new.unlink(missing_ok=True)
-        new.symlink_to(newest.name, target_is_directory=True)
-        new.replace(latest)
+        _link_beside(latest, newest.name).replace(latest)
+
+
+def _link_beside(latest: Path, run: str) -> Path:
+    """Make the link to a run that is to take the place of ``latest``."""
+    link = latest.with_name(f".latest-{run}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(run, target_is_directory=True)
+    return link
 
 
 def _holds_a_file(folder: Path) -> bool:

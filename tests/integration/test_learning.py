@@ -3,6 +3,7 @@
 
 """Learning from false alarms, by the command: in checkpoints and exports, and back."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -155,6 +156,14 @@ def test_an_image_is_forgotten_by_its_content_before_its_name(files, alarms, tmp
     assert read_checkpoint(files["ckpt"])["learnt"] == known[:1]
 
 
+def test_the_name_of_an_image_need_be_no_text(files, alarms, tmp_path) -> None:
+    image = tmp_path / os.fsdecode(b"f\xff.png")
+    shutil.copy(alarms[0], image)
+    assert learn(files["ckpt"], [image]).images == [f"{tmp_path.name}/f\\xff.png"]
+    image.write_bytes(alarms[1].read_bytes())  # found by its name alone
+    assert learn(files["ckpt"], [image], forget=True).images == []
+
+
 def test_an_empty_folder_forgets_nothing(files, alarms, tmp_path, monkeypatch) -> None:
     learn(files["ckpt"], alarms[:1])
     (tmp_path / "empty").mkdir()
@@ -281,6 +290,8 @@ def test_by_the_command(files, alarms, root, tmp_path, capsys, monkeypatch) -> N
         ),
         (["learn", "a.ckpt", "--exports=a.xml"], ["learn", "a.ckpt", "--exports", '["a.xml"]']),
         (["learn", "a.ckpt", "[1].png", "[2]/3.png"], ["learn", "a.ckpt", "--images", '["[1].png", "[2]/3.png"]']),
+        (["learn", "a", "--forget", "true", "1.png"], ["learn", "a", "--forget", "true", "--images", '["1.png"]']),
+        (["learn", "a", "--forget=true", "1.png"], ["learn", "a", "--forget=true", "--images", '["1.png"]']),
         (["learn", "--help"], ["learn", "--help"]),
         (["predict", "a", "b", "--pictures", "false"], ["predict", "a", "b", "--pictures", "false"]),
     ],

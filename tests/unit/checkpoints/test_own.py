@@ -1,11 +1,13 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
+import errno
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus
 from anomalib_inp.checkpoints.edit import set_thresholds
+from anomalib_inp.checkpoints.own import read_checkpoint
 from anomalib_inp.models.convert import convert_reference
 
 
@@ -132,3 +135,11 @@ def test_loading_runs_nothing(reader: str, folder: Path, tiny_encoder_file: Path
     with pytest.raises(ValueError, match="refused, because reading it could run code"):
         READERS[reader](folder / "evil.ckpt", tiny_encoder_file)
     assert not harm.exists()
+
+
+def test_a_file_that_may_not_be_read_is_not_called_another_thing(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a.ckpt"
+    path.touch()
+    monkeypatch.setattr(torch, "load", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied", str(path))))
+    with pytest.raises(PermissionError, match=r"Permission denied: .*a\.ckpt"):
+        read_checkpoint(path)

@@ -389,7 +389,7 @@ def test_what_comes_before_a_broken_image_is_written(brightness_folder: Path, tm
 
 @pytest.mark.parametrize("pictures", [False, True])
 def test_memory_stays_the_same_however_many_images(brightness_folder: Path, tmp_path: Path, pictures: bool) -> None:
-    item, *_ = find_images(brightness_folder)
+    item, *_ = find_images(brightness_folder).items
 
     def peak(count: int) -> int:
         paths = [brightness_folder / f"{count}_{index}.png" for index in range(count)]
@@ -410,7 +410,7 @@ def test_memory_stays_the_same_however_many_images(brightness_folder: Path, tmp_
 def test_pictures_are_those_that_are_drawn_alone(test_folder: Path, exported: Path, tmp_path: Path) -> None:
     predict_images(exported, test_folder, tmp_path / "results")
     model = ExportedModel(exported)
-    for item in find_images(test_folder):
+    for item in find_images(test_folder).items:
         prediction = predict(model, item.path)
         size = SIZE if item.mask is None else np.array(Image.open(item.mask)).shape
         alone = draw_result(
@@ -699,12 +699,12 @@ def test_images_of_16_bits_are_those_of_8(exported: Path, tmp_path: Path) -> Non
 def test_masks_of_every_accepted_name_are_found(test_folder: Path, name: str) -> None:
     masks = test_folder.parent / "ground_truth/dent"
     (masks / "001_mask.png").rename(masks / name)
-    found = {item.path.name: item.mask for item in find_images(test_folder) if item.anomalous}
+    found = {item.path.name: item.mask for item in find_images(test_folder).items if item.anomalous}
     assert found["001.png"] == masks / name
 
 
 def test_a_folder_may_be_given_by_any_path(test_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [(item.path.name, item.anomalous, item.mask) for item in find_images(test_folder)]
+    expected = [(item.path.name, item.anomalous, item.mask) for item in find_images(test_folder).items]
     (tmp_path / "link").symlink_to(test_folder, target_is_directory=True)
     (tmp_path / "place/test").mkdir(parents=True)
     for part in ("test", "ground_truth"):
@@ -713,7 +713,7 @@ def test_a_folder_may_be_given_by_any_path(test_folder: Path, tmp_path: Path, mo
         (tmp_path / "place" / part).symlink_to(test_folder.parent / part, target_is_directory=True)
     monkeypatch.chdir(test_folder)
     for path in (Path(), Path("../test"), tmp_path / "link", tmp_path / "place/test"):
-        found = find_images(path)
+        found = find_images(path).items
         assert [(item.path.name, item.anomalous) for item in found] == [row[:2] for row in expected]
         assert [item.mask and item.mask.name for item in found] == [mask and mask.name for *_, mask in expected]
         assert all(item.mask is None or item.mask.is_file() for item in found)
@@ -722,7 +722,7 @@ def test_a_folder_may_be_given_by_any_path(test_folder: Path, tmp_path: Path, mo
 def test_a_stray_picture_is_of_no_kind(test_folder: Path) -> None:
     write(test_folder / "overview.png", photograph(9))
     write(test_folder / ".ipynb_checkpoints/000.png", photograph(9))
-    found = {item.path.relative_to(test_folder).as_posix(): item for item in find_images(test_folder)}
+    found = {item.path.relative_to(test_folder).as_posix(): item for item in find_images(test_folder).items}
     assert found.keys() == {*NAMES, "overview.png"}
     assert (found["overview.png"].anomalous, found["overview.png"].mask) == (None, None)
 
@@ -766,11 +766,11 @@ def test_the_gallery_shows_the_highest_raw_scores_first(
 
 
 def test_labels_and_masks_are_those_of_the_layout(test_folder: Path) -> None:
-    found = {item.path.relative_to(test_folder).as_posix(): item for item in find_images(test_folder)}
+    found = {item.path.relative_to(test_folder).as_posix(): item for item in find_images(test_folder).items}
     assert list(found) == sorted(NAMES)
     for name, item in found.items():
         assert item.anomalous == name.startswith("dent")
         mask = test_folder.parent / "ground_truth" / name.replace(".png", "_mask.png")
         assert item.mask == (mask if item.anomalous else None)
     # Below a folder that has no normal images, nothing is known.
-    assert {(item.anomalous, item.mask) for item in find_images(test_folder / "dent")} == {(None, None)}
+    assert {(item.anomalous, item.mask) for item in find_images(test_folder / "dent").items} == {(None, None)}

@@ -131,6 +131,14 @@ def test_a_checkpoint_brings_its_size_along(memory, features) -> None:
     assert not NormalMemory.is_in(["model.heads.0.layers.0.weight"])
 
 
+@pytest.mark.parametrize("name", ["mean", "spread", "weights", "average_precision", "tokens"])
+def test_a_damaged_memory_is_refused(memory, name) -> None:
+    stored = memory.state_dict()
+    stored[name] = stored[name][:-1]
+    with pytest.raises(ValueError, match="The memory in this checkpoint is damaged"):
+        NormalMemory().load_state_dict(stored)
+
+
 def test_images_that_are_all_alike_divide_by_no_zero(memory, features) -> None:
     memory.weigh(torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2) / 2, torch.ones(2))
     assert memory(Reconstruction(features)).isfinite().all()
