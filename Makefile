@@ -6,8 +6,8 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all check format bench-accuracy bench-hostile bench-int8 bench-minutes bench-plus-plus \
-	bench-pseudo bench-scale bench-gpu bench-settings bench-speed clean report-gpu setting-pictures test-gpu
+.PHONY: help venv demo test test-all check format bench-accuracy bench-hostile bench-int8 bench-learning bench-minutes \
+	bench-plus-plus bench-pseudo bench-scale bench-gpu bench-settings bench-speed clean report-gpu setting-pictures test-gpu
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,7 +33,7 @@ format: .venv/.stamp-dev ## Fix what ruff can fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ifneq ($(filter bench-accuracy bench-int8 bench-minutes bench-plus-plus bench-settings,$(MAKECMDGOALS)),)
+ifneq ($(filter bench-accuracy bench-int8 bench-learning bench-minutes bench-plus-plus bench-settings,$(MAKECMDGOALS)),)
 ifeq ($(strip $(DATA)),)
 $(error this benchmark needs the folder of a data set: make $(MAKECMDGOALS) DATA=DIR)
 endif
@@ -50,6 +50,9 @@ bench-hostile: .venv/.stamp-test ## Feed hostile inputs to everything and write 
 
 bench-int8: .venv/.stamp-demo ## Measure what INT8 costs in accuracy on the data set in DATA=DIR
 	$(BIN)/python tests/bench/int8.py --data "$(DATA)"
+
+bench-learning: .venv/.stamp-demo ## Measure what learning from false alarms changes on the data set in DATA=DIR
+	$(BIN)/python tests/bench/learning.py --data "$(DATA)"
 
 bench-minutes: .venv/.stamp-demo ## Measure what minutes, a few images or none give on the data set in DATA=DIR
 	$(BIN)/python tests/bench/minutes.py --data "$(DATA)"
