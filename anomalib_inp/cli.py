@@ -39,6 +39,8 @@ COMMANDS = {
 
 DESCRIPTION = f"""What anomalib's own command has no place for; and a front of it: {", ".join(front.FORWARDED)} take the
 same arguments as there, say in one message what is wrong, and print a line for an epoch."""
+SERVE = {"scipy"}
+"""What is in the extra ``serve``; whatever else is missing is in ``train``."""
 UNREADABLE, INTERRUPTED = 3, 130
 """Exit codes: images could not be read; the user has stopped the command."""
 
@@ -106,8 +108,14 @@ def threshold(
     pixel: float | None = None,
     normalized: bool | None = None,
     category: str | None = None,
+    false_alarms: float | None = None,
+    confidence: float | None = None,
+    images: Path | None = None,
 ) -> None:
     """Show or set the thresholds of a checkpoint (.ckpt) or an exported model (.xml, .onnx), in place.
+
+    By hand, or by the false alarms that are allowed: "threshold MODEL --false_alarms 0.02" takes the lowest image
+    threshold that at most 2 % of the normal validation images are above, and says what that promises of those to come.
 
     Args:
         model: The file.
@@ -115,7 +123,18 @@ def threshold(
         pixel: New pixel threshold, a raw value of the anomaly map.
         normalized: Of a checkpoint: whether what is exported from it gives normalised scores, or raw ones (false).
         category: Of a model of several categories: the one whose thresholds are meant; by default the common ones.
+        false_alarms: Choose the image threshold so that at most this share of the normal images is above it.
+        confidence: Choose it so that this share holds for images to come, as surely as this, such as 0.95; refused
+            where there are too few images to promise it.
+        images: Folder of normal images to choose it from; by default the validation images, whose scores the file
+            keeps. Of a test folder in the layout of MVTec AD, "good" counts.
     """
+    if false_alarms is None and (confidence, images) != (None, None):
+        sys.exit("anomalib-inp: --confidence and --images belong to --false_alarms: --false_alarms 0.02, for example.")
+    if false_alarms is not None:
+        if image is not None:
+            sys.exit("anomalib-inp: --image sets the threshold that --false_alarms would choose: give one of them.")
+        image = _choose_threshold(model, category, false_alarms, confidence, images)
     if model.suffix == ".ckpt":
         from anomalib_inp.checkpoints import edit as checkpoint
 
@@ -130,6 +149,57 @@ def threshold(
     print(f"Scores: {'normalised' if shown.normalized else 'raw'}")
     if category is None and shown.categories:
         print(f"With --category, those of: {', '.join(shown.categories)}")
+
+
+def _choose_threshold(
+    model: Path, category: str | None, false_alarms: float, confidence: float | None, folder: Path | None
+) -> float:
+    """Choose an image threshold by false alarms, and say what it promises."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from anomalib_inp.runtime.job import find_images
+    from anomalib_inp.runtime.metadata import read_metadata
+    from anomalib_inp.runtime.predict import raw_scores
+    from anomalib_inp.thresholds.rates import CONFIDENCE, Rate, images_needed, operating_point
+
+    score: Callable[[Path, list[Path]], Iterable[float]] = raw_scores
+    if model.suffix == ".ckpt":
+        from anomalib_inp.checkpoints.edit import kept_scores
+
+        kept, scale = kept_scores(model, category)
+    else:
+        metadata = read_metadata(model)
+        metadata = metadata if category in {None, metadata.category} else metadata.of_category(str(category))
+        kept, scale = metadata.validation, metadata.image
+    if folder is None:
+        normal, whose = kept.normal, "normal validation images"
+        if not normal:
+            sys.exit(f"anomalib-inp: {model} keeps no scores of normal validation images: give some by --images DIR.")
+    else:
+        if model.suffix == ".ckpt":
+            from anomalib_inp.models import raw_scores as of_checkpoints
+
+            score = of_checkpoints.raw_scores
+        items = find_images(folder).items
+        kind = False if any(item.anomalous is False for item in items) else None  # "good", or a folder without kinds
+        paths = [item.path for item in items if item.anomalous is kind]
+        scores = track(score(model, paths), "Scoring", len(paths), console=Console())
+        normal, whose = list(scores), f"normal images in {folder}"
+    point = operating_point(normal, false_alarms, confidence, float(scale.span))
+    sure = CONFIDENCE if confidence is None else confidence
+    bound = point.false_alarms.upper_bound(sure)
+    print(
+        f"Of {point.false_alarms.total} {whose}, {point.false_alarms.hits} are above it. Of those to come, at most "
+        f"{bound:.2%} are, with a confidence of {sure:.0%}."
+    )
+    if bound > false_alarms:
+        needed = images_needed(false_alarms, sure)
+        print(f"To promise {false_alarms:.2%} takes at least {needed} normal images, and --confidence {sure}.")
+    if folder is None and kept.anomalous:
+        caught = Rate(sum(score > point.threshold for score in kept.anomalous), len(kept.anomalous))
+        print(f"Anomalous validation images above it: {caught}.")
+    return point.threshold
 
 
 def learn(
@@ -375,7 +445,8 @@ def find_command(name: str) -> Callable[..., None]:
 
 def _what_is_missing(needs: str, error: ModuleNotFoundError) -> str:
     """Say what to install; an error that says so itself is left as it is."""
-    return str(error) if "pip install" in str(error) else f"{needs} pip install 'anomalib-inp[train]'. {error}"
+    extra = "serve" if error.name in SERVE else "train"
+    return str(error) if "pip install" in str(error) else f"{needs} pip install 'anomalib-inp[{extra}]'. {error}"
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 from pathlib import Path
 from typing import Any
 
-from anomalib_inp.checkpoints.own import read_checkpoint, write_checkpoint
-from anomalib_inp.thresholds.scale import Scale, Thresholds, buffer_names, move
+from anomalib_inp.checkpoints.own import check_map, read_checkpoint, write_checkpoint
+from anomalib_inp.thresholds.scale import NO_SCORES, Scale, Thresholds, ValidationScores, buffer_names, move
 
 
 def set_thresholds(
@@ -35,27 +35,60 @@ def set_thresholds(
     """
     path = Path(checkpoint)
     content = read_checkpoint(path)
-    config = content.get("anomalib_post_processor_config")
-    if config is None:
-        msg = f"{path} is no checkpoint with a post-processor of anomalib-inp."
-        raise ValueError(msg)
-    ranges = config.get("ranges", {})
+    config = _config_of(path, content)
     category = category or config.get("category")
     if category is None:
         moved = common_thresholds(content, image, pixel)
-    elif category in ranges:
-        moved = move((Scale(*ranges[category][0]), Scale(*ranges[category][1])), image, pixel)
-        for values, scale in zip(ranges[category], moved, strict=True):
-            values[:] = scale
     else:
-        msg = f"The checkpoint has no thresholds of the category {category!r}; it has {', '.join(ranges) or 'none'}."
-        raise ValueError(msg)
+        moved = move(_ranges_of(config, category), image, pixel)
+        for values, scale in zip(config["ranges"][category], moved, strict=True):
+            values[:] = scale
     if normalized is not None:
         config["enable_normalization"] = normalized
     if (image, pixel, normalized) != (None, None, None):
         write_checkpoint(path, content)
     first, second = moved
-    return Thresholds(first.threshold, second.threshold, config["enable_normalization"], list(ranges))
+    return Thresholds(first.threshold, second.threshold, config["enable_normalization"], list(config.get("ranges", {})))
+
+
+def _config_of(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    config = content.get("anomalib_post_processor_config")
+    if config is None:
+        msg = f"{path} is no checkpoint with a post-processor of anomalib-inp."
+        raise ValueError(msg)
+    return config
+
+
+def _ranges_of(config: dict[str, Any], category: str) -> tuple[Scale, Scale]:
+    ranges = config.get("ranges", {})
+    if category not in ranges:
+        msg = f"The checkpoint has no thresholds of the category {category!r}; it has {', '.join(ranges) or 'none'}."
+        raise ValueError(msg)
+    image, pixel = ranges[category]
+    return Scale(*image), Scale(*pixel)
+
+
+def kept_scores(checkpoint: str | Path, category: str | None = None) -> tuple[ValidationScores, Scale]:
+    """Read the scores of validation images that a checkpoint keeps.
+
+    Args:
+        checkpoint: A checkpoint of ours.
+        category: Those of this category; ``None`` for the one that was chosen for the model, if one was, else of all.
+
+    Returns:
+        The scores, and the scale that is chosen from them.
+
+    Raises:
+        ValueError: Not a checkpoint of ours, an unknown category, or thresholds of another map than is shown.
+    """
+    path = Path(checkpoint)
+    content = read_checkpoint(path)
+    config, scale = _config_of(path, content), common_thresholds(content)[0]
+    check_map(path, content)
+    category, kept = category or config.get("category"), config.get("validation")
+    if category is not None:
+        kept, scale = config.get("category_validation", {}).get(category), _ranges_of(config, category)[0]
+    return (NO_SCORES if kept is None else ValidationScores(**kept)), scale
 
 
 def common_thresholds(

@@ -112,6 +112,22 @@ def check_frame(checkpoint: Mapping[str, Any], pre_processor: Any) -> None:
         raise ValueError(msg)
 
 
+def check_map(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that shows another map than its thresholds and the scores that it keeps are of.
+
+    Raises:
+        ValueError: It does.
+    """
+    shown = content.get("hyper_parameters", {}).get("map") or content.get("map")
+    trained = content.get("map", shown)
+    if shown != trained:
+        msg = (
+            f"{path} shows the map {shown!r}, but its thresholds and the scores that it keeps are of the map "
+            f"{trained!r}: anomalib-inp map CHECKPOINT {trained}, or train with --model.map {shown}."
+        )
+        raise ValueError(msg)
+
+
 def warn_of_another_map(checkpoint: Mapping[str, Any], shown: str) -> None:
     """Warn that thresholds are of another anomaly map than the one that will be shown."""
     trained = checkpoint.get("map", shown)

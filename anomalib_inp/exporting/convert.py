@@ -20,7 +20,7 @@ from anomalib_inp.preprocessing import crop_box_of
 from anomalib_inp.runtime.edit import write_openvino
 from anomalib_inp.runtime.metadata import KEY, Metadata
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
-from anomalib_inp.thresholds.scale import NO_SCALE, Scale
+from anomalib_inp.thresholds.scale import NO_SCALE, NO_SCORES, Scale
 
 if TYPE_CHECKING:
     import openvino
@@ -48,7 +48,9 @@ def metadata_of(model: "AnomalibModule") -> Metadata:
     image, pixel = (Scale(*map(float, post.scale(kind))) for kind in ("image", "pixel"))
     normalized = post.enable_normalization and not math.isnan(image.threshold)
     limits = (1 - post.image_sensitivity, 1 - post.pixel_sensitivity)
-    return Metadata(normalized, image, pixel, crop_box, dict(post.ranges), *limits, post.category)
+    of_each = dict(post.category_validation)
+    kept = (of_each.get(post.category, NO_SCORES) if post.category else post.validation, of_each)
+    return Metadata(normalized, image, pixel, crop_box, dict(post.ranges), *limits, post.category, *kept)
 
 
 def graph_of(model: "AnomalibModule") -> nn.Module:

@@ -16,9 +16,10 @@ from filelock import FileLock
 from torch import Tensor
 
 from anomalib_inp.checkpoints.edit import common_thresholds
-from anomalib_inp.checkpoints.own import read_checkpoint, replacing_checkpoint
+from anomalib_inp.checkpoints.own import check_map, read_checkpoint, replacing_checkpoint
 from anomalib_inp.data.deep import read_tensor
 from anomalib_inp.files import file_digest
+from anomalib_inp.models.raw_scores import raw_score
 from anomalib_inp.models.registry import load_model
 from anomalib_inp.pictures.visualizer import short_name
 from anomalib_inp.runtime.edit import ExportedMemory
@@ -81,13 +82,7 @@ def _learn(path: Path, images: Sequence[Path], exports: Sequence[Path], forget: 
     if memory is None or not memory.tokens.numel():
         msg = f"{path} remembers nothing that could be added to: train TokenMemory, or another model with memory true."
         raise ValueError(msg)
-    if (of_thresholds := content.get("map", model.model.map)) != model.model.map:
-        msg = (
-            f"{path} shows the map {model.model.map!r}, but its thresholds and the scores that it keeps are of the map "
-            f"{of_thresholds!r}: anomalib-inp map CHECKPOINT {of_thresholds}, or train with --model.map "
-            f"{model.model.map}."
-        )
-        raise ValueError(msg)
+    check_map(path, content)
     known, old = list(content.get("learnt", [])), memory.tokens.clone()
     exported = [ExportedMemory(file, old.numpy()) for file in exports]  # before the images are looked at
     if forget:
@@ -96,7 +91,7 @@ def _learn(path: Path, images: Sequence[Path], exports: Sequence[Path], forget: 
         changed = len(known) - len(left)
     else:
         new = _remember(model, images, {entry["digest"] for entry in known})
-        left = known + [{**entry, "score": _score(model, image)} for image, entry in new]
+        left = known + [{**entry, "score": raw_score(model, image)} for image, entry in new]
         changed = len(new)
     (name,) = (key for key in content["state_dict"] if key.endswith(".tokens"))
     content["state_dict"][name] = memory.tokens
@@ -143,12 +138,6 @@ def _remember(model: AnomalibModule, images: Sequence[Path], known: set[str]) ->
         entry = {"image": _name(path), "digest": digest, "tokens": farthest.shape[1]}
         found.append((path, entry))
     return found
-
-
-@torch.no_grad()
-def _score(model: AnomalibModule, path: Path) -> float:
-    """Raw score of an image, by the map that the checkpoint shows."""
-    return float(model.model(model.pre_processor.transform(read_tensor(path).unsqueeze(0))).pred_score)
 
 
 def _without(known: list[dict[str, Any]], images: Sequence[Path]) -> list[dict[str, Any]]:

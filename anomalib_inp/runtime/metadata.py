@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from anomalib_inp.frame import CropBox
-from anomalib_inp.thresholds.scale import Scale
+from anomalib_inp.thresholds.scale import NO_SCORES, Scale, ValidationScores
 
 KEY = "anomalib_inp"
 _METADATA_PROPS = 14  # number of that field of an ONNX file
@@ -32,6 +32,8 @@ class Metadata(NamedTuple):
         category: The category whose scales are those of the graph; ``None`` for the common ones.
         image_limit: Normalised score above which an image is anomalous.
         pixel_limit: The same for maps.
+        validation: Raw scores of the validation images that the image threshold is of.
+        category_validation: The same of each category.
     """
 
     normalized: bool
@@ -42,6 +44,8 @@ class Metadata(NamedTuple):
     image_limit: float = 0.5
     pixel_limit: float = 0.5
     category: str | None = None
+    validation: ValidationScores = NO_SCORES
+    category_validation: dict[str, ValidationScores] = {}
 
     @classmethod
     def from_json(cls, text: str) -> "Metadata":
@@ -54,8 +58,14 @@ class Metadata(NamedTuple):
         else:
             both = [Scale(*values.pop(kind)) for kind in LABELS]
             scales = {name: (Scale(*image), Scale(*pixel)) for name, (image, pixel) in categories.items()}
-        crop_box = CropBox(*values.pop("crop_box"))
-        return cls(image=both[0], pixel=both[1], crop_box=crop_box, categories=scales, **values)
+        read: dict[str, Any] = {
+            "crop_box": CropBox(*values.pop("crop_box")),
+            "validation": ValidationScores(*values.pop("validation", NO_SCORES)),
+            "category_validation": {
+                name: ValidationScores(*kept) for name, kept in values.pop("category_validation", {}).items()
+            },
+        }
+        return cls(image=both[0], pixel=both[1], categories=scales, **read, **values)
 
     def to_json(self) -> str:
         """Write all of it down, scales as threshold, lowest and highest value."""
@@ -72,7 +82,8 @@ class Metadata(NamedTuple):
             msg = f"The model has no thresholds of the category {category!r}; it knows {present}."
             raise ValueError(msg)
         image, pixel = self.categories[category]
-        return self._replace(image=image, pixel=pixel)
+        kept = self.category_validation.get(category, NO_SCORES)
+        return self._replace(image=image, pixel=pixel, validation=kept)
 
     def to_raw(self, normalized: Any, kind: str = "image") -> np.ndarray:
         """Turn normalised scores (``kind="image"``) or map values (``"pixel"``) into raw ones."""

@@ -4,6 +4,7 @@
 """What an exported model says of one image."""
 
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,17 @@ def predict(exported: ExportedModel, path: Path) -> Prediction:
         ValueError: The file is no readable image, or the model gives no number for it.
     """
     return interpret(exported(read(path)), exported.metadata)
+
+
+def raw_scores(model: Path, images: Iterable[Path]) -> Iterator[float]:
+    """Raw scores of images, by an exported model.
+
+    Raises:
+        ValueError: A file is no readable image, or no export of ours, or the model gives no number for an image.
+    """
+    exported = ExportedModel(model, performance="throughput")
+    for outputs in exported.stream(exported.prepare(read_pixels(image)) for image in images):
+        yield interpret(outputs, exported.metadata).raw_score
 
 
 def read(path: str | Path) -> np.ndarray:

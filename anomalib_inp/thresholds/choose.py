@@ -5,7 +5,7 @@
 
 import math
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from anomalib.metrics import F1AdaptiveThreshold, MinMax
@@ -15,7 +15,7 @@ from torchmetrics import CatMetric
 from anomalib_inp.data.subset import Subset
 from anomalib_inp.evaluation.pixels import PixelCounts, bin_of, lower_edge
 from anomalib_inp.evaluation.scores import ImageScores
-from anomalib_inp.thresholds.scale import Scale
+from anomalib_inp.thresholds.scale import Scale, ValidationScores, step_beside
 
 # A map is upsampled from patches and blurred: every fourth pixel in each direction holds what all hold.
 PIXEL_STRIDE = 4
@@ -24,17 +24,8 @@ PIXEL_STRIDE = 4
 LEAST_REACH = 0.04
 """How far the ends of a scale lie from its threshold at least: where all validation images score alike, everything
 else would be 0 or 1, and raw scores could not be had back."""
-APART = 1e-3
-"""Spans between an image threshold and the score that it comes from: exports round, and no verdict hangs on that."""
 KEPT_SCORES = 10_000
 """Of more validation images, as many scores are kept, evenly spread over all."""
-
-
-class ValidationScores(NamedTuple):
-    """Raw scores of validation images, from which an image threshold can be chosen again."""
-
-    normal: list[float]
-    anomalous: list[float]
 
 
 class ValidationScales(nn.Module):
@@ -77,6 +68,13 @@ class ValidationScales(nn.Module):
         """Choose the scales of scores and of pixels of each category that has images."""
         found = [] if self.of_each is None else zip(self.subset.names, self.of_each.compute(), strict=True)
         return {name: scales for name, scales in found if scales is not None}
+
+    def scores_of_categories(self) -> dict[str, ValidationScores]:
+        """List the raw scores of each category that has scales."""
+        if self.of_each is None:
+            return {}
+        found = zip(self.subset.names, self.of_each.scores(), strict=True)
+        return {name: scores for name, scores in found if scores.normal or scores.anomalous}
 
 
 class CommonScales(nn.Module):
@@ -133,8 +131,7 @@ class CommonScales(nn.Module):
 
     def scores(self) -> ValidationScores:
         """List the raw scores of all images, normal and anomalous ones."""
-        scores, labels = self._labelled()
-        return ValidationScores(*(_spread(scores[labels == label]) for label in (0, 1)))
+        return _kept(*self._labelled())
 
     def _labelled(self) -> tuple[Tensor, Tensor]:
         """Scores and labels of all images, each ``(N,)``; torchmetrics makes numbers of what is one."""
@@ -178,12 +175,17 @@ class CategoryScales(PixelCounts):
 
     def compute(self) -> list[tuple[Scale, Scale] | None]:
         """Choose the scales of scores and of pixels of each category; ``None`` for one without images."""
-        scores, labels, categories = self.images.compute()
+        scores, labels, categories = map(torch.atleast_1d, self.images.compute())
         scales = []
         for number, (normal, anomalous) in enumerate(zip(self.normal, self.anomalous, strict=True)):
             own = categories == number
             scales.append(self._choose(scores[own], labels[own], normal, anomalous) if own.any() else None)
         return scales
+
+    def scores(self) -> list[ValidationScores]:
+        """List the raw scores of the images of each category, normal and anomalous ones."""
+        scores, labels, categories = map(torch.atleast_1d, self.images.compute())
+        return [_kept(scores[own], labels[own]) for own in (categories == number for number in range(len(self.normal)))]
 
     def _choose(self, scores: Tensor, labels: Tensor, normal: Tensor, anomalous: Tensor) -> tuple[Scale, Scale]:
         used = ((normal > 0) | (anomalous > 0)).nonzero().flatten()
@@ -211,19 +213,13 @@ def image_scale(scores: Tensor, labels: Tensor, share: float) -> Scale:
     if not labels.any():  # the image that the threshold comes from is normal
         scale = of_normal(quantile(scores, share).item(), scores.min().item())
         gaps = (scores - scale.threshold)[scores > scale.threshold]
-        return scale._replace(threshold=scale.threshold + _step(scale, gaps))
+        return scale._replace(threshold=scale.threshold + step_beside(float(scale.span), gaps.tolist()))
     best_f1 = F1AdaptiveThreshold(fields=("pred_score", "gt_label"))
     best_f1.distributed_available_fn = lambda: False  # it is given the scores of all processes
     best_f1.update(SimpleNamespace(pred_score=scores, gt_label=labels.long()))
     scale = of_ends(best_f1.compute().item(), scores.min().item(), scores.max().item())  # here, it is an anomalous one
     gaps = (scale.threshold - scores)[scores < scale.threshold]
-    return scale._replace(threshold=scale.threshold - _step(scale, gaps))
-
-
-def _step(scale: Scale, gaps: Tensor) -> float:
-    """How far to move a threshold from the score that it is, towards others that are these distances away."""
-    step = APART * float(scale.span)
-    return min(step, gaps.min().item() / 2) if len(gaps) else step
+    return scale._replace(threshold=scale.threshold - step_beside(float(scale.span), gaps.tolist()))
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
@@ -244,6 +240,10 @@ def of_ends(threshold: Any, lowest: Any, highest: Any) -> Scale:
     if max(highest - threshold, threshold - lowest) < LEAST_REACH:
         lowest, highest = threshold - LEAST_REACH, threshold + LEAST_REACH
     return Scale(threshold, lowest, highest)
+
+
+def _kept(scores: Tensor, labels: Tensor) -> ValidationScores:
+    return ValidationScores(*(_spread(scores[labels == label]) for label in (0, 1)))
 
 
 def _spread(values: Tensor) -> list[float]:

@@ -14,10 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from anomalib_inp.data.subset import Subset
-from anomalib_inp.thresholds.choose import ValidationScales, ValidationScores
-from anomalib_inp.thresholds.scale import NO_SCALE, Scale, buffer_names, move
-
-NO_SCORES = ValidationScores([], [])
+from anomalib_inp.thresholds.choose import ValidationScales
+from anomalib_inp.thresholds.scale import NO_SCALE, NO_SCORES, Scale, ValidationScores, buffer_names, move
 
 NEXT_TO_ZERO = 1e-7
 """What stands for a threshold of 0: the least that ONNX's optimiser does not take for it."""
@@ -58,6 +56,7 @@ class InpPostProcessor(PostProcessor):
     Attributes:
         ranges: By category: threshold, lowest and highest validation value of scores, and the same of pixels.
         validation: Raw scores of the validation images that the common image threshold was chosen from.
+        category_validation: The same of each category.
 
     Raises:
         ValueError: A quantile or sensitivity outside [0, 1]; a category without thresholds of its own.
@@ -98,6 +97,7 @@ class InpPostProcessor(PostProcessor):
         self.category = category
         self.ranges: dict[str, tuple[Scale, Scale]] = {}
         self.validation = NO_SCORES
+        self.category_validation: dict[str, ValidationScores] = {}
         self._subset = Subset()
         self._validation: ValidationScales | None = None
         self._chosen_at = 0
@@ -109,8 +109,9 @@ class InpPostProcessor(PostProcessor):
     def checkpoint_config(self) -> dict[str, Any]:
         """Describe this post-processor in plain data, with the thresholds of the categories."""
         ranges = {name: [list(image), list(pixel)] for name, (image, pixel) in self.ranges.items()}
-        kept = {"category": self.category, "ranges": ranges, "validation": self.validation._asdict()}
-        return {**super().checkpoint_config(), **kept}
+        of_each = {name: scores._asdict() for name, scores in self.category_validation.items()}
+        kept = {"validation": self.validation._asdict(), "category_validation": of_each}
+        return {**super().checkpoint_config(), "category": self.category, "ranges": ranges, **kept}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore what ``checkpoint_config`` described; a category that was chosen for this model stays chosen."""
@@ -119,6 +120,8 @@ class InpPostProcessor(PostProcessor):
         ranges = config.get("ranges", {})
         self.ranges = {name: (Scale(*image), Scale(*pixel)) for name, (image, pixel) in ranges.items()}
         self.validation = ValidationScores(**config.get("validation", NO_SCORES._asdict()))
+        of_each = config.get("category_validation", {})
+        self.category_validation = {name: ValidationScores(**scores) for name, scores in of_each.items()}
 
     def set_thresholds(
         self, image: float | None = None, pixel: float | None = None, category: str | None = None
@@ -165,8 +168,10 @@ class InpPostProcessor(PostProcessor):
         if self._validation is None:
             return
         # Weights that have been trained since have no use for the scales of other categories.
-        kept = {} if trainer.state.fn == TrainerFn.FITTING else self.ranges
-        self.ranges = kept | self._validation.of_categories()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.ranges, self.category_validation = {}, {}
+        self.ranges |= self._validation.of_categories()
+        self.category_validation |= self._validation.scores_of_categories()
         if common := self._validation.common.compute():
             image, pixel, self._source = common
             self._store(image, pixel)
@@ -232,7 +237,7 @@ class InpPostProcessor(PostProcessor):
         del pl_module
         if self._chosen_at != trainer.global_step and (self.ranges or not self.image_threshold.isnan()):
             self._store(NO_SCALE, NO_SCALE)
-            self.ranges, self.validation = {}, NO_SCORES
+            self.ranges, self.validation, self.category_validation = {}, NO_SCORES, {}
             rank_zero_warn(
                 f"The thresholds were those of the weights of step {self._chosen_at}, but the training ended at step "
                 f"{trainer.global_step} without a validation: the finished model has none. Choose some: anomalib "

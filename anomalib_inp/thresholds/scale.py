@@ -5,12 +5,15 @@
 
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 EDGE = 0.5e-7
 """In 32 bits, a normalised score is 0 or 1 from here on; read as these, its raw score stays finite."""
+APART = 1e-3
+"""Spans between an image threshold and the score that it comes from: exports round, and no verdict hangs on that."""
 
 
 class Scale(NamedTuple):
@@ -88,6 +91,16 @@ NO_SCALE = Scale(math.nan, math.nan, math.nan)
 """Where there is no threshold."""
 
 
+class ValidationScores(NamedTuple):
+    """Raw scores of validation images, from which an image threshold can be chosen again."""
+
+    normal: list[float]
+    anomalous: list[float]
+
+
+NO_SCORES = ValidationScores([], [])
+
+
 class Thresholds(NamedTuple):
     """What a file says of its thresholds.
 
@@ -102,6 +115,11 @@ class Thresholds(NamedTuple):
     pixel: float
     normalized: bool
     categories: list[str]
+
+
+def step_beside(span: float, gaps: Iterable[float]) -> float:
+    """How far a threshold is moved from the score that it comes from, towards others that are these distances away."""
+    return float(min([APART * span, *(gap / 2 for gap in gaps)]))
 
 
 def margin_of(normalised: Any) -> Any:

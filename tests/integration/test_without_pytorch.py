@@ -119,6 +119,16 @@ def test_thresholds_move(kind: str, folder: Path) -> None:
     assert "Image threshold: 0.5\n" in shown[1]
 
 
+def test_a_threshold_is_chosen_by_false_alarms(folder: Path) -> None:
+    command = ["threshold", str(folder / "model.xml"), "--false_alarms", "0.5", "--images", str(folder / "part/test")]
+    ((message, _),), _ = run([command], MISSING)
+    assert message.startswith("anomalib-inp: threshold needs pip install 'anomalib-inp[serve]'")
+    ((code, said),), loaded = run([command], tuple(name for name in MISSING if name != "scipy"))
+    assert code is None
+    assert loaded == ["openvino"]
+    assert f"Of 2 normal images in {folder / 'part/test'}, 1 are above it." in said
+
+
 def test_help_needs_nothing_and_other_commands_say_what_they_need(folder: Path) -> None:
     helps = [["--help"], *([command, "--help"] for command in COMMANDS)]
     heavy = [
