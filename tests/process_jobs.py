@@ -93,6 +93,7 @@ def evaluate(data: str, encoder: str, folder: Path, devices: int) -> None:
         engine.test(model, datamodule=images)
         if engine.trainer.is_global_zero:
             (Path(engine.trainer.default_root_dir) / "metrics.json").rename(folder / f"{name}.json")
+            (Path(engine.trainer.default_root_dir) / "scores.csv").rename(folder / f"{name}.csv")
     ranges = {name: [list(kind) for kind in kinds] for name, kinds in model.post_processor.ranges.items()}
     found = {**ranges, "of normal images": [common, *of_normal[0], *of_normal[1]]}
     (folder / f"ranges{engine.trainer.global_rank}.json").write_text(json.dumps(found))

@@ -211,8 +211,9 @@ def train_and_test(model: AnomalibModule, data: MultiCategory, engine: Engine, f
     engine.test(model, datamodule=data)
     results = Path(engine.trainer.default_root_dir)
     if engine.trainer.is_global_zero:
-        for suffix in ("csv", "md", "json"):  # the one that says that the run is done comes last
-            shutil.copyfile(results / f"metrics.{suffix}", folder / f"metrics.{suffix}")
+        # the one that says that the run is done comes last
+        for name in ("scores.csv", "metrics.csv", "metrics.md", "metrics.json"):
+            shutil.copyfile(results / name, folder / name)
         for checkpoint in find_checkpoints(folder):  # nothing will be resumed; finished.ckpt holds the weights
             checkpoint.unlink()
     engine.trainer.strategy.barrier()  # the other processes read them too

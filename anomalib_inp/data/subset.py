@@ -13,6 +13,7 @@ from pandas import DataFrame
 from torch import Tensor
 
 from anomalib_inp.data.quirks import mask_files
+from anomalib_inp.score_table import GOOD
 
 MEAN = "mean"
 """What the mean over the categories is called, and no category may be."""
@@ -53,6 +54,11 @@ class Subset:
         samples = DataFrame({"image_path": [], "label_index": []}) if samples is None else samples
         categories = list(samples.category) if "category" in samples else [name] * len(samples)
         self.names = sorted(set(categories))
+        several = len(self.names) > 1
+        self._kinds = [
+            f"{category}/{kind}" if several else kind
+            for category, kind in zip(categories, map(_kind_of, samples.itertuples()), strict=True)
+        ]
         self.rank = rank
         self.world_size = world_size
         index_of = {category: index for index, category in enumerate(self.names)}
@@ -76,6 +82,13 @@ class Subset:
     def category_of(self, path: str) -> str:
         """Name the category of an image; empty for one that is not of the split."""
         return self.names[self._indices[self._rows[path]]] if path in self._rows else ""
+
+    def kind_of(self, path: str) -> str:
+        """Say what an image is: ``good`` or a kind of defect, after its category where there are several.
+
+        Empty for an image that is not of the split.
+        """
+        return self._kinds[self._rows[path]] if path in self._rows else ""
 
     def counted_here(self, paths: Sequence[str]) -> Tensor:
         """Tell whether this process counts an image, ``(B,)``.
@@ -119,3 +132,9 @@ class Subset:
         indices = self.indices_of(paths)
         names = [self.names[index] for index in indices]
         return Membership(names, indices, self.counted_here(paths), torch.tensor(self.has_masks)[indices])
+
+
+def _kind_of(row: Any) -> str:
+    if row.label_index == LabelName.NORMAL:
+        return GOOD
+    return str(getattr(row, "label", "") or "anomalous")

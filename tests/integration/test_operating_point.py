@@ -1,7 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""An image threshold chosen by false alarms: by the command, of checkpoints and exports, all alike."""
+"""An image threshold chosen by false alarms, and the verdicts that follow: of checkpoints and exports, all alike."""
 
 import shutil
 import sys
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from anomalib.data import MVTecAD
 
 from anomalib_inp import SelfSimilarity, cli
 from anomalib_inp.checkpoints.edit import kept_scores, set_thresholds
@@ -17,6 +18,7 @@ from anomalib_inp.data import MultiCategory
 from anomalib_inp.models.convert import set_map
 from anomalib_inp.models.registry import load_model
 from anomalib_inp.runtime.metadata import read_metadata
+from anomalib_inp.score_table import read_all_rows
 
 CATEGORIES = ["brick", "grass"]
 KINDS = ["ckpt", "onnx", "xml"]
@@ -61,6 +63,15 @@ def run(monkeypatch, capsys) -> Callable[..., str]:
         except SystemExit as stopped:
             return str(stopped.code)
         return " ".join(capsys.readouterr().out.split())
+
+    return call
+
+
+@pytest.fixture
+def run_predict(monkeypatch) -> Callable[..., None]:
+    def call(*arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["anomalib-inp", "predict", *map(str, arguments)])
+        cli.main()
 
     return call
 
@@ -117,6 +128,38 @@ def test_images_of_a_folder_are_scored_alike_by_all_files(files, root, run) -> N
     assert "Of 8 normal images in" in run(
         files["xml"], "--false_alarms", 0.5, "--images", root / "brick" / "train" / "good"
     )
+
+
+def test_a_test_and_predict_say_the_same_of_the_same_images(files, root, quiet_engine, run_predict, tmp_path) -> None:
+    model, engine = load_model(files["ckpt"]), quiet_engine()
+    engine.test(model, datamodule=MVTecAD(root, "brick", num_workers=0), verbose=False)
+    run_predict(files["xml"], root / "brick" / "test", "--output", tmp_path / "predicted", "--category", "brick")
+    tested = Path(engine.trainer.default_root_dir)
+    rows, predicted = read_all_rows(tested), {row.image: row for row in read_all_rows(tmp_path / "predicted")}
+    assert [row.image for row in rows] == sorted(predicted)
+    assert len(rows) > 4
+    for row in rows:
+        other = predicted[row.image]
+        assert (row.kind, row.anomalous) == (other.kind, other.anomalous)
+        assert (row.score, row.raw_score) == pytest.approx((other.score, other.raw_score), abs=1e-4)
+    counted = (tested / "confusion.csv").read_text()
+    assert counted == (tmp_path / "predicted" / "confusion.csv").read_text()
+    assert [line.partition(",")[0] for line in counted.splitlines()[:2]] == ["kind", "good"]
+
+
+def test_a_test_of_several_categories_keeps_them_apart(files, root, quiet_engine, capsys) -> None:
+    model, engine = load_model(files["ckpt"]), quiet_engine()
+    data = MultiCategory("MVTecAD", str(root), CATEGORIES, num_workers=0)
+    capsys.readouterr()
+    engine.test(model, datamodule=data)
+    rows = read_all_rows(Path(engine.trainer.default_root_dir))
+    assert len(rows) == len({row.image for row in rows}) == len(data.test_data)
+    for row in rows:
+        category, _, kind, _ = row.image.split("/")
+        assert row.kind == f"{category}/{kind}"
+    said = capsys.readouterr().out
+    assert "brick/good" in said
+    assert "false alarms" in said
 
 
 def test_what_does_not_go_together_is_refused(files, run, tmp_path) -> None:

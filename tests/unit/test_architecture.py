@@ -18,6 +18,7 @@ PACKAGE = Path(anomalib_inp.__file__).parent
 
 ALLOWED: dict[str, set[str]] = {
     "files": set(),
+    "score_table": {"files"},
     "frame": set(),
     "images": set(),
     "errors": set(),
@@ -28,17 +29,18 @@ ALLOWED: dict[str, set[str]] = {
     "networks": {"encoder", "outputs", "distances"},
     "losses": {"outputs", "distances"},
     "scoring": {"outputs", "distances"},
-    "data": {"errors", "files", "frame", "images", "preprocessing"},
+    "data": {"errors", "files", "frame", "images", "preprocessing", "score_table"},
     "evaluation": {"data"},
-    "thresholds": {"data", "evaluation"},
+    "thresholds": {"data", "evaluation", "files", "score_table"},
     "training": {"data", "encoder", "files", "frame", "images", "preprocessing", "outputs", "scoring"},
     "pictures": {"data", "frame", "images", "preprocessing", "scoring", "training"},
     "checkpoints": {"encoder", "networks", "files", "thresholds"},
-    "runtime": {"files", "frame", "images", "thresholds", "pictures"},
+    "runtime": {"files", "frame", "images", "thresholds", "pictures", "score_table"},
     "exporting": {"runtime", "files", "preprocessing", "thresholds", "evaluation"},
     "models": {
         *("encoder", "networks", "losses", "scoring", "data", "evaluation", "thresholds", "training", "pictures"),
         *("checkpoints", "exporting", "runtime", "preprocessing", "outputs", "files", "frame", "images", "errors"),
+        "score_table",
     },
     "benchmarks": {
         *("models", "data", "evaluation", "pictures", "checkpoints", "exporting", "runtime", "files"),

@@ -205,7 +205,7 @@ def test_predict(run: Run, exported: Path, images: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("COLUMNS", "200")
     printed = run("predict", exported, images)
     found = {path.relative_to("predictions").as_posix() for path in Path("predictions").rglob("*") if path.is_file()}
-    assert found == {"dent/000.png", "good/000.png", "gallery.png", "scores.csv", "run.json"}
+    assert found == {"dent/000.png", "good/000.png", "gallery.png", "scores.csv", "confusion.csv", "run.json"}
     assert len(Path("predictions/scores.csv").read_text().splitlines()) == 3
     for text in ("AUROC", "AUPRO", "part", "predictions/scores.csv", "predictions/gallery.png"):
         assert text in printed
@@ -223,6 +223,8 @@ def test_predict_passes_its_options_on(run: Run, images: Path, tmp_path: Path, m
     def predict_folder(_: Exported, job: Job, strict: bool) -> Iterator[None]:
         assert not strict
         calls.append((job.root, job.output, bool(job.pictures)))
+        job.note_down()
+        job.table.touch()
         return iter(())
 
     monkeypatch.setattr("anomalib_inp.runtime.model.ExportedModel", Exported)

@@ -170,7 +170,7 @@ def test_a_test_folder_gives_scores_pictures_and_metrics(
     output = tmp_path / "results"
     predict_images(exported, test_folder, output)
 
-    assert files_below(output) == {*NAMES, "scores.csv", "run.json", "gallery.png"}
+    assert files_below(output) == {*NAMES, "scores.csv", "confusion.csv", "run.json", "gallery.png"}
     network, metadata = ExportedModel(exported), read_metadata(exported)
     rows = table(output)
     assert [row["image"] for row in rows] == sorted(NAMES)
@@ -318,11 +318,38 @@ def test_raw_exports_are_drawn_normalised(
         assert raw["anomalous"] == normalised["anomalous"]
 
 
+def test_good_images_alone_give_false_alarms(test_folder: Path, exported: Path, tmp_path: Path, capsys) -> None:
+    """Of a folder that is called so, and of one that has no other; metrics would be no numbers."""
+    shutil.copytree(test_folder / "good", tmp_path / "alone" / "good")
+    for place, images in enumerate((test_folder / "good", tmp_path / "alone")):
+        output = tmp_path / str(place)
+        predict_images(exported, images, output)
+        printed = capsys.readouterr().out
+        rows = table(output)
+        assert {row["kind"] for row in rows} == {"good"}
+        with (output / "confusion.csv").open(newline="") as file:
+            (counted,) = csv.DictReader(file)
+        assert counted["images"] == str(len(rows))
+        assert counted["above"] == str(sum(row["anomalous"] == "1" for row in rows))
+        assert "false alarms" in printed
+        assert "AUROC" not in printed
+        assert "nan" not in printed
+
+
+def test_a_resumed_job_counts_all_of_its_images(test_folder: Path, exported: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results"
+    predict_images(exported, test_folder, output)
+    before = (output / "confusion.csv").read_bytes()
+    (output / "dent/001.png").unlink()
+    predict_images(exported, test_folder, output, resume=True)
+    assert (output / "confusion.csv").read_bytes() == before
+
+
 def test_without_pictures(test_folder: Path, in_torch: Path, tmp_path: Path, capsys) -> None:
     predict_images(in_torch, test_folder, tmp_path / "with")
     capsys.readouterr()
     predict_images(in_torch, test_folder, tmp_path / "without", pictures=False)
-    assert files_below(tmp_path / "without") == {"scores.csv", "run.json"}
+    assert files_below(tmp_path / "without") == {"scores.csv", "confusion.csv", "run.json"}
     assert (tmp_path / "without/scores.csv").read_bytes() == (tmp_path / "with/scores.csv").read_bytes()
     printed = capsys.readouterr().out
     assert "AUROC" in printed
@@ -395,7 +422,7 @@ def test_memory_stays_the_same_however_many_images(brightness_folder: Path, tmp_
         paths = [brightness_folder / f"{count}_{index}.png" for index in range(count)]
         for path in paths:
             path.symlink_to(item.path)
-        items = [Item(path, None, None) for path in paths]
+        items = [Item(path) for path in paths]
         drawn = {str(path): tmp_path / "results" / path.name for path in paths} if pictures else {}
         tracemalloc.start()
         for _ in predict_folder(Brightness(), Job(items, brightness_folder, tmp_path / "results", drawn)):
@@ -555,7 +582,7 @@ def test_half_a_row_errors_and_rows_without_picture_are_done_again(
     expected = table(output)
     rows = (output / "scores.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     (output / "scores.csv").write_text(
-        "".join([*rows[:4], "good/000.png,,,,could not be read\n", rows[5][:9]]), encoding="utf-8", newline=""
+        "".join([*rows[:4], "good/000.png,,,,could not be read,good\n", rows[5][:9]]), encoding="utf-8", newline=""
     )
     (output / "dent/001.png").unlink()
     predict_images(in_torch, test_folder, output, resume=True)
@@ -598,7 +625,7 @@ def test_an_image_that_was_replaced_is_predicted_again(test_folder: Path, tmp_pa
     replaced, renamed = test_folder / "good/001.png", test_folder / "good/002.png"
     write(replaced, np.full(SIZE, 255, dtype=np.uint8))
     with (output / "scores.csv").open("a", newline="") as file:
-        file.write("\r\ngood/000.png,0.1,no number,0,\r\n")  # and an empty row
+        file.write("\r\ngood/000.png,0.1,no number,0,,good\r\n")  # and an empty row
     renamed.rename(renamed.with_name("moved.png"))
     again = plan(test_folder, output)
     resume(again)
