@@ -54,7 +54,7 @@ def compare(category: str, data: Path) -> dict[str, dict[str, float]]:
         values = {}
         for kind, path, precision in zip(KINDS, (full, eight, eight), ("f32", "f32", None), strict=True):
             exported = ExportedModel(path, precision=precision)
-            items = find_images(data / category / "test")
+            items = find_images(data / category / "test").items
             results = ((item, predict(exported, item.path)) for item in items)
             values[kind], _ = measure(labelled(results, exported.metadata.crop_box), len(items))
     return values

@@ -105,7 +105,8 @@ def test_exports_run(kind: str, other: str, folder: Path) -> None:
     assert pictures == {"good/000.png", "good/001.png", "dent/000.png", "gallery.png"}
     scores = [(results / name / "scores.csv").read_text().splitlines() for name in ("one", "all")]
     assert [len(rows) for rows in scores] == [2, 4]
-    assert scores[0][1] == scores[1][1].removeprefix("dent/")
+    assert scores[0][1] + "dent" == scores[1][1].removeprefix("dent/")  # its kind, which the folder tells
+    assert "No false alarms counted: that needs pip install 'anomalib-inp[serve]'" in several
 
 
 @pytest.mark.parametrize("kind", ["model.xml", "model.onnx"])

@@ -74,7 +74,7 @@ def test_a_format_that_does_not_run_is_named_and_the_others_go_on(
 
 
 def test_images_without_labels_have_no_accuracy(checkpoint: Path, data: Path) -> None:
-    cost = cost_of(Format("PyTorch", checkpoint), find_images(data / "test/good")[:2], runs=2, threads=None)
+    cost = cost_of(Format("PyTorch", checkpoint), find_images(data / "test/good").items[:2], runs=2, threads=None)
     assert np.isnan(cost.image_auroc)
     assert np.isnan(cost.pixel_ap)
     assert len(cost.scores) == 2

@@ -79,7 +79,7 @@ def test_scores_stay_close_and_the_rest_stays_as_it_was(model, data: Path, tmp_p
     assert read_metadata(eight) == read_metadata(full)
     # 8 and 16 bits instead of 32, and the ranges
     assert eight.with_suffix(".bin").stat().st_size < 0.6 * full.with_suffix(".bin").stat().st_size
-    items = find_images(data / "brick/test")
+    items = find_images(data / "brick/test").items
     networks = [ExportedModel(path) for path in (full, eight)]
     scores = [[predict(network, item.path).raw_score for item in items] for network in networks]
     assert np.corrcoef(scores)[0, 1] > 0.9
@@ -105,7 +105,7 @@ def test_accuracy_is_watched(model, data: Path, tmp_path: Path) -> None:
     path = model.to_openvino(tmp_path, compression_type="int8_acq", datamodule=images, metric=metric, max_drop=0.1)
     assert metric.models > 2  # the second one has lost too much
     assert 0 < len(quantised_layers(path)) < 20
-    assert ExportedModel(path)(read(find_images(data / "brick/test")[0].path)).pred_score.shape == (1,)
+    assert ExportedModel(path)(read(find_images(data / "brick/test").items[0].path)).pred_score.shape == (1,)
 
 
 def test_calibration_images_are_normal_and_spread(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
