@@ -159,21 +159,24 @@ def _choose_threshold(
     from rich.console import Console
     from rich.progress import track
 
+    from anomalib_inp.files import first_few
+    from anomalib_inp.images import image_fault
     from anomalib_inp.runtime.job import find_images
     from anomalib_inp.runtime.metadata import read_metadata
     from anomalib_inp.runtime.predict import raw_scores
     from anomalib_inp.score_table import GOOD
-    from anomalib_inp.thresholds.rates import CONFIDENCE, Rate, images_needed, operating_point
+    from anomalib_inp.thresholds.rates import CONFIDENCE, Rate, allowed_alarms, images_needed, operating_point
+    from anomalib_inp.thresholds.scale import margin_of
 
     score: Callable[[Path, list[Path]], Iterable[float]] = raw_scores
     if model.suffix == ".ckpt":
         from anomalib_inp.checkpoints.edit import kept_scores
 
-        kept, scale = kept_scores(model, category)
+        kept, scale, limit = kept_scores(model, category)
     else:
         metadata = read_metadata(model)
         metadata = metadata if category in {None, metadata.category} else metadata.of_category(str(category))
-        kept, scale = metadata.validation, metadata.image
+        kept, scale, limit = metadata.validation, metadata.image, metadata.image_limit
     if folder is None:
         normal, whose = kept.normal, "normal validation images"
         if not normal:
@@ -186,6 +189,9 @@ def _choose_threshold(
         items = find_images(folder).items
         kind = GOOD if any(item.kind for item in items) else ""  # or a folder without kinds
         paths = [item.path for item in items if item.kind == kind]
+        allowed_alarms(len(paths), false_alarms, confidence)  # before they are scored
+        if faults := [fault for path in paths if (fault := image_fault(path))]:
+            sys.exit(f"anomalib-inp: Files are no images that can be used: {first_few(faults)}. Remove them.")
         scores = track(score(model, paths), "Scoring", len(paths), console=Console())
         normal, whose = list(scores), f"normal images in {folder}"
     point = operating_point(normal, false_alarms, confidence, float(scale.span))
@@ -201,7 +207,7 @@ def _choose_threshold(
     if folder is None and kept.anomalous:
         caught = Rate(sum(score > point.threshold for score in kept.anomalous), len(kept.anomalous))
         print(f"Anomalous validation images above it: {caught}.")
-    return point.threshold
+    return point.threshold - float(margin_of(limit) * scale.span)  # where a sensitivity moves what is in force
 
 
 def compare(first: Path, second: Path, false_alarms: float = 0.02, resamples: int = 2000, seed: int = 0) -> None:
@@ -388,8 +394,9 @@ def _run(results: Iterable[Any], job: "Job", exported: "ExportedModel", console:
 
 def _print_verdicts(job: "Job", console: "Console") -> None:
     """Count the verdicts of a job that is done, write them down and print them, if there are any."""
-    from anomalib_inp.score_table import read_rows
+    from anomalib_inp.score_table import COUNTED, read_rows
 
+    (job.output / COUNTED).unlink(missing_ok=True)  # of an earlier run
     rows = [row for row in read_rows(job.table) if row.kind and row.anomalous is not None]
     if not rows:
         return

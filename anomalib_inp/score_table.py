@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from anomalib_inp.files import replacing
 
 FILE = "scores.csv"
+COUNTED = "confusion.csv"
+"""The verdicts of a table, counted, beside it."""
 COLUMNS = ("image", "score", "raw_score", "anomalous", "error", "kind")
 GOOD = "good"
 """The kind of normal images, as folders of MVTec AD are called."""

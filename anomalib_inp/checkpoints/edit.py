@@ -68,7 +68,7 @@ def _ranges_of(config: dict[str, Any], category: str) -> tuple[Scale, Scale]:
     return Scale(*image), Scale(*pixel)
 
 
-def kept_scores(checkpoint: str | Path, category: str | None = None) -> tuple[ValidationScores, Scale]:
+def kept_scores(checkpoint: str | Path, category: str | None = None) -> tuple[ValidationScores, Scale, float]:
     """Read the scores of validation images that a checkpoint keeps.
 
     Args:
@@ -76,7 +76,7 @@ def kept_scores(checkpoint: str | Path, category: str | None = None) -> tuple[Va
         category: Those of this category; ``None`` for the one that was chosen for the model, if one was, else of all.
 
     Returns:
-        The scores, and the scale that is chosen from them.
+        The scores, the scale that is chosen from them, and the normalised score above which an image is anomalous.
 
     Raises:
         ValueError: Not a checkpoint of ours, an unknown category, or thresholds of another map than is shown.
@@ -88,7 +88,7 @@ def kept_scores(checkpoint: str | Path, category: str | None = None) -> tuple[Va
     category, kept = category or config.get("category"), config.get("validation")
     if category is not None:
         kept, scale = config.get("category_validation", {}).get(category), _ranges_of(config, category)[0]
-    return (NO_SCORES if kept is None else ValidationScores(**kept)), scale
+    return (NO_SCORES if kept is None else ValidationScores(**kept)), scale, 1 - config["image_sensitivity"]
 
 
 def common_thresholds(

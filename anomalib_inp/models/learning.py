@@ -25,6 +25,7 @@ from anomalib_inp.pictures.visualizer import short_name
 from anomalib_inp.runtime.edit import ExportedMemory
 from anomalib_inp.scoring.memory import NormalMemory, remembered
 from anomalib_inp.thresholds.choose import image_scale
+from anomalib_inp.thresholds.scale import Scale, margin_of
 
 SHARE = 0.1
 """Share of an image's tokens that is learnt: those farthest from what is known, at each depth. The rest is known."""
@@ -108,17 +109,18 @@ def _learn(path: Path, images: Sequence[Path], exports: Sequence[Path], forget: 
         for each in exported:
             stack.enter_context(each.replacing(memory.tokens.numpy(), None if kept else after))
         stack.enter_context(replacing_checkpoint(path, content))
-    in_force = _in_force(content, after)
+    in_force = _in_force(content)
     alarming = [entry["image"] for entry in left if entry["score"] > in_force]
     names = [entry["image"] for entry in left]
     return Learnt(names, changed, memory.tokens.shape[1], after, before, kept, alarming)
 
 
-def _in_force(content: dict[str, Any], common: float) -> float:
-    """Image threshold that images of no known category are read by: that of the chosen category, or the common one."""
-    config = content.get("anomalib_post_processor_config", {})
+def _in_force(content: dict[str, Any]) -> float:
+    """Raw score above which images of no known category alarm: by the chosen category's scale, or the common one."""
+    config, scale = content.get("anomalib_post_processor_config", {}), common_thresholds(content)[0]
     chosen = config.get("ranges", {}).get(config.get("category"))
-    return common if chosen is None else float(chosen[0][0])
+    scale = scale if chosen is None else Scale(*chosen[0])
+    return float(scale.threshold + margin_of(1 - config.get("image_sensitivity", 0.5)) * scale.span)
 
 
 @torch.no_grad()

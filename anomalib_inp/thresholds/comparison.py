@@ -134,9 +134,15 @@ def compare(
         one, other = (float(measure(good, bad)) for good, bad in zip(normal, anomalous, strict=True))
         return Difference(one, other, *interval)
 
-    verdicts = [_decisions(of_kind) for of_kind in kinds]
     return Comparison(
-        *map(len, kinds), left_out, difference(_auroc), difference(caught), allowed, verdicts[0], verdicts[1]
+        normal=len(kinds[0]),
+        anomalous=len(kinds[1]),
+        left_out=left_out,
+        auroc=difference(_auroc),
+        caught=difference(caught),
+        false_alarms=allowed,
+        of_normal=_decisions(kinds[0]),
+        of_anomalous=_decisions(kinds[1]),
     )
 
 

@@ -69,6 +69,38 @@ def images_needed(rate: float, confidence: float = CONFIDENCE) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(1 - rate) - ROUNDING)
 
 
+def allowed_alarms(total: int, rate: float, confidence: float | None = None) -> int:
+    """How many of so many normal images may be above a threshold that keeps a rate of false alarms.
+
+    Args:
+        total: Normal images.
+        rate: Share of them that may be above it.
+        confidence: How sure it must be that this holds for the images to come; by default, for these.
+
+    Raises:
+        ValueError: There are none, too few to promise the rate, or a rate or confidence outside (0, 1).
+    """
+    for name, value in (("rate of false alarms", rate), ("confidence", confidence)):
+        if value is not None and not 0 < value < 1:
+            msg = f"The {name} must lie between 0 and 1, such as 0.02 for 2 %, got {value}."
+            raise ValueError(msg)
+    if not total:
+        msg = "There are no normal images to choose a threshold from."
+        raise ValueError(msg)
+    if confidence is None:
+        return math.floor(rate * total + ROUNDING)
+    kept = [count for count in range(total) if Rate(count, total).upper_bound(confidence) <= rate]
+    if not kept:
+        msg = (
+            f"{total} normal images cannot promise {rate:.2%} false alarms with a confidence of {confidence:.0%}: "
+            f"{images_needed(rate, confidence)} can, none of which may be above the threshold. These can promise "
+            f"{Rate(0, total).upper_bound(confidence):.2%}. Give more images (--images DIR), allow more false alarms, "
+            "or leave --confidence out for a threshold that promises nothing."
+        )
+        raise ValueError(msg)
+    return kept[-1]
+
+
 def operating_point(
     normal: Sequence[float], rate: float, confidence: float | None = None, span: float = 1.0
 ) -> OperatingPoint:
@@ -83,30 +115,10 @@ def operating_point(
             lies a little above the highest score below it, by a part of the span.
 
     Raises:
-        ValueError: There are no scores, too few to promise the rate, or a rate or confidence outside (0, 1).
+        ValueError: As :func:`allowed_alarms` says.
     """
-    for name, value in (("rate of false alarms", rate), ("confidence", confidence)):
-        if value is not None and not 0 < value < 1:
-            msg = f"The {name} must lie between 0 and 1, such as 0.02 for 2 %, got {value}."
-            raise ValueError(msg)
+    above = allowed_alarms(len(normal), rate, confidence)
     scores = np.sort(np.asarray(normal, dtype=np.float64))
-    if not len(scores):
-        msg = "There are no scores of normal images to choose a threshold from."
-        raise ValueError(msg)
-    if confidence is None:
-        above = math.floor(rate * len(scores) + ROUNDING)
-    else:
-        kept = [count for count in range(len(scores)) if Rate(count, len(scores)).upper_bound(confidence) <= rate]
-        if not kept:
-            best = Rate(0, len(scores)).upper_bound(confidence)
-            msg = (
-                f"{len(scores)} normal images cannot promise {rate:.2%} false alarms with a confidence of "
-                f"{confidence:.0%}: {images_needed(rate, confidence)} can, none of which may be above the threshold. "
-                f"These can promise {best:.2%}. Give more images (--images DIR), allow more false alarms, or leave "
-                "--confidence out for a threshold that promises nothing."
-            )
-            raise ValueError(msg)
-        above = kept[-1]
     highest = scores[-1 - above]
     threshold = float(highest + step_beside(span, scores[scores > highest] - highest))
     return OperatingPoint(threshold, Rate(int((scores > threshold).sum()), len(scores)))

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import distributed
 
 from anomalib_inp.data.subset import Subset
-from anomalib_inp.score_table import FILE, GOOD, Row, write_rows
+from anomalib_inp.score_table import COUNTED, FILE, GOOD, Row, write_rows
 from anomalib_inp.thresholds.verdicts import count_verdicts, verdict_table, write_verdicts
 
 
@@ -68,6 +68,7 @@ class VerdictReport(Callback):
         names = [Path(os.path.relpath(row.image, root)).as_posix() for row in rows]
         rows = sorted(row._replace(image=name) for row, name in zip(rows, names, strict=True))
         write_rows(folder / FILE, rows)
+        (folder / COUNTED).unlink(missing_ok=True)  # of an earlier test
         if rates := count_verdicts(rows):
             write_verdicts(folder, rates)
             if self._verbose:

@@ -11,10 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from anomalib_inp.files import replacing
-from anomalib_inp.score_table import GOOD, WRITTEN, Row
+from anomalib_inp.score_table import COUNTED, GOOD, WRITTEN, Row
 from anomalib_inp.thresholds.rates import Rate
 
-FILE = "confusion.csv"
 COLUMNS = ("kind", "images", "above", "share", "low", "high")
 
 
@@ -33,7 +32,7 @@ def count_verdicts(rows: Iterable[Row]) -> dict[str, Rate]:
 
 def write_verdicts(folder: Path, rates: dict[str, Rate]) -> None:
     """Write ``confusion.csv``: of each kind, images, those above the threshold, their share and its interval."""
-    with replacing(folder / FILE) as temporary, temporary.open("w", **WRITTEN) as file:
+    with replacing(folder / COUNTED) as temporary, temporary.open("w", **WRITTEN) as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for kind, rate in rates.items():

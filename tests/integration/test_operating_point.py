@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from anomalib.data import MVTecAD
 
@@ -115,6 +116,37 @@ def test_a_confidence_is_kept_or_refused(kind, files, run) -> None:
     said = run(files[kind], "--false_alarms", 0.02, "--confidence", 0.95)
     assert "8 normal images cannot promise 2.00% false alarms with a confidence of 95%: 149 can" in said
     assert files[kind].read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sensitivity_is_allowed_for(kind, files, run, tmp_path) -> None:
+    """It moves what is in force away from the threshold, and the false alarms are those that were asked for."""
+    content = read_checkpoint(files["ckpt"])
+    content["anomalib_post_processor_config"]["image_sensitivity"] = 0.7
+    write_checkpoint(files["ckpt"], content)
+    model = load_model(files["ckpt"]).eval()
+    exports = {"onnx": model.to_onnx, "xml": model.to_openvino}
+    path = files["ckpt"] if kind == "ckpt" else Path(exports[kind](tmp_path))
+    assert "Of 8 normal validation images, 2 are above" in run(path, "--false_alarms", 0.25)
+    kept, scale, limit = kept_scores(files["ckpt"])
+    if kind != "ckpt":
+        metadata = read_metadata(path)
+        kept, scale, limit = metadata.validation, metadata.image, metadata.image_limit
+    assert limit == pytest.approx(0.3)
+    _, alarms = scale.normalise_and_label(np.array(kept.normal), limit)
+    assert alarms.sum() == 2
+
+
+def test_what_cannot_be_promised_or_read_is_said_before_images_are_scored(files, root, run, tmp_path) -> None:
+    good = root / "brick" / "train" / "good"
+    said = run(files["xml"], "--false_alarms", 0.02, "--confidence", 0.95, "--images", good)
+    assert "8 normal images cannot promise" in said
+    assert "Scoring" not in said
+    shutil.copytree(good, tmp_path / "images")
+    (tmp_path / "images" / "zzz.png").write_bytes(b"no image")
+    said = run(files["xml"], "--false_alarms", 0.5, "--images", tmp_path / "images")
+    assert "Files are no images that can be used: " in said
+    assert "zzz.png" in said
 
 
 def test_images_of_a_folder_are_scored_alike_by_all_files(files, root, run) -> None:

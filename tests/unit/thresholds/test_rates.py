@@ -76,7 +76,7 @@ def test_too_few_images_promise_nothing(count, possible) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], 0.1), "There are no scores of normal images"),
+        (([], 0.1), "There are no normal images to choose"),
         (([1.0], 0.0), r"rate of false alarms must lie between 0 and 1, such as 0\.02 for 2 %, got 0\.0"),
         (([1.0], 2.0), "rate of false alarms must"),
         (([1.0], float("nan")), "rate of false alarms must"),
