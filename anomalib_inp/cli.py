@@ -29,9 +29,11 @@ COMMANDS = {
     "compare": "anomalib_inp.cli:compare",
     "configs": "anomalib_inp.cli:configs",
     "convert": "anomalib_inp.cli:convert",
+    "inspect": "anomalib_inp.cli:inspect",
     "learn": "anomalib_inp.cli:learn",
     "map": "anomalib_inp.cli:choose_map",
     "predict": "anomalib_inp.cli:predict",
+    "report": "anomalib_inp.cli:report",
     "screen": "anomalib_inp.cli:screen",
     "threshold": "anomalib_inp.cli:threshold",
 }
@@ -152,6 +154,35 @@ def threshold(
         print(f"With --category, those of: {', '.join(shown.categories)}")
 
 
+def inspect(model: Path, mask: str | None = None, smallest_area: float | None = None) -> None:
+    """Show or set what a checkpoint (.ckpt) or an exported model (.xml, .onnx) inspects, in place.
+
+    Places that are black in a mask count in no score, no region and no metric, whoever uses the model.
+
+    Args:
+        model: The file.
+        mask: An image drawn over the whole image, white where to look; "" for everywhere again. Thresholds stay as they
+            are, and are best chosen anew.
+        smallest_area: Pixels of the image that a region has at least; smaller ones are not listed, nor drawn.
+    """
+    if model.suffix == ".ckpt":
+        from anomalib_inp.checkpoints import edit as checkpoint
+
+        before, now = checkpoint.set_inspection(model, mask, smallest_area)
+    else:
+        from anomalib_inp.runtime import edit as export
+
+        before, now = export.set_inspection(model, mask, smallest_area)
+    pixels = now.pixels
+    print(f"Inspected: {'everything' if pixels is None else f'{pixels.mean():.1%} of the image'}")
+    print(f"Smallest area: {now.smallest_area:g} pixels")
+    if before.mask != now.mask:
+        print(
+            "The thresholds were chosen with another mask: choose them anew, threshold MODEL --false_alarms 0.02 "
+            "--images DIR, or anomalib validate."
+        )
+
+
 def _choose_threshold(
     model: Path, category: str | None, false_alarms: float, confidence: float | None, folder: Path | None
 ) -> float:
@@ -161,10 +192,10 @@ def _choose_threshold(
 
     from anomalib_inp.files import first_few
     from anomalib_inp.images import image_fault
+    from anomalib_inp.results.score_table import GOOD
     from anomalib_inp.runtime.job import find_images
     from anomalib_inp.runtime.metadata import read_metadata
     from anomalib_inp.runtime.predict import raw_scores
-    from anomalib_inp.score_table import GOOD
     from anomalib_inp.thresholds.rates import CONFIDENCE, Rate, allowed_alarms, images_needed, operating_point
     from anomalib_inp.thresholds.scale import margin_of
 
@@ -225,7 +256,7 @@ def compare(first: Path, second: Path, false_alarms: float = 0.02, resamples: in
     """
     from rich.console import Console
 
-    from anomalib_inp.score_table import read_all_rows
+    from anomalib_inp.results.score_table import read_all_rows
     from anomalib_inp.thresholds import comparison
 
     found = comparison.compare(read_all_rows(first), read_all_rows(second), false_alarms, resamples, seed)
@@ -307,7 +338,7 @@ def predict(
     job, console = jobs.plan(images, output, pictures, strict), Console()
     performance: Performance = "latency" if len(job.items) == 1 else "throughput"
     exported = ExportedModel(model, device, precision, performance, category=category)
-    job.made_by = " ".join((exported.digest, str(category), str(precision)))
+    job.describe(model, exported, f"{category} {precision}")
     if resume:
         jobs.resume(job)
         console.print(f"{len(job.raw_scores)} images are done, {len(job.items)} are left.")
@@ -323,6 +354,25 @@ def predict(
     _print_places(job, pictures, console)
     if status or job.faults:
         sys.exit(status or UNREADABLE)
+
+
+def report(run: Path, output: Path | None = None, images: Path | None = None) -> None:
+    """Write a page about a run that opens from disk: scores, a threshold that is dragged, images with heat maps.
+
+    Args:
+        run: Folder of the results of a test or of predict.
+        output: The file; by default report.html in that folder.
+        images: Folder of the images, where they are no longer where they were.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from anomalib_inp.reports.report import write_report
+
+    written = write_report(run, output, images, lambda items, count: track(items, "Drawing", count, console=Console()))
+    print(f"Report: {written.path} ({written.path.stat().st_size / 1e6:.1f} MB, {written.images} images)")
+    if written.missing:
+        print(f"{written.missing} images are not where the run says; --images names another folder.")
 
 
 def screen(
@@ -387,14 +437,15 @@ def _run(results: Iterable[Any], job: "Job", exported: "ExportedModel", console:
 
     if any(item.anomalous for item in job.items):  # normal images alone have none
         count = sum(item.anomalous is not None for item in job.items)
-        _print_metrics(labelled(results, exported.metadata.crop_box), count, job.root, console)
+        metadata = exported.metadata
+        _print_metrics(labelled(results, metadata.crop_box), count, job.root, console, metadata.places)
     deque(results, maxlen=0)
     _print_verdicts(job, console)
 
 
 def _print_verdicts(job: "Job", console: "Console") -> None:
     """Count the verdicts of a job that is done, write them down and print them, if there are any."""
-    from anomalib_inp.score_table import COUNTED, read_rows
+    from anomalib_inp.results.score_table import COUNTED, read_rows
 
     (job.output / COUNTED).unlink(missing_ok=True)  # of an earlier run
     rows = [row for row in read_rows(job.table) if row.kind and row.anomalous is not None]
@@ -417,7 +468,7 @@ def _print_places(job: "Job", pictures: bool, console: "Console") -> None:
 
     places = f"\nPictures: {job.output}" if pictures else ""
     places += f"\nGallery:  {job.sheet}" if pictures and job.sheet.is_file() else ""
-    console.print(f"Scores:   {job.table}{places}", markup=False, soft_wrap=True)
+    console.print(f"Scores:   {job.table}\nRecords:  {job.records}{places}", markup=False, soft_wrap=True)
     if job.left_out:
         text = f"{len(job.left_out)} files were left out, whose suffixes are not read: {first_few(job.left_out)}"
         console.print(text, markup=False, soft_wrap=True)
@@ -426,7 +477,7 @@ def _print_places(job: "Job", pictures: bool, console: "Console") -> None:
         console.print(text, markup=False, soft_wrap=True)
 
 
-def _print_metrics(results: Iterable[Any], count: int, root: Path, console: "Console") -> None:
+def _print_metrics(results: Iterable[Any], count: int, root: Path, console: "Console", places: Any) -> None:
     """Print the seven metrics of labelled images, as far as the packages for them are there."""
     try:
         from anomalib_inp.evaluation.predictions import measure
@@ -434,7 +485,7 @@ def _print_metrics(results: Iterable[Any], count: int, root: Path, console: "Con
     except ModuleNotFoundError as error:
         console.print(f"No metrics: {_what_is_missing('they need', error)}", markup=False, soft_wrap=True)
         return
-    values, unmasked = measure(results, count)
+    values, unmasked = measure(results, count, places)
     if unmasked:
         console.print(f"No pixel metrics: {unmasked} anomalous images have no mask.")
     if values:

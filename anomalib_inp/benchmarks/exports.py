@@ -205,7 +205,7 @@ def cost_of(entry: Format, items: list[Item], runs: int, threads: int | None) ->
     memory = memory_peak() - before
 
     results = [(item, predict(model, item.path)) for item in items]
-    values, _ = measure(labelled(results, model.metadata.crop_box), len(items))
+    values, _ = measure(labelled(results, model.metadata.crop_box), len(items), model.metadata.places)
 
     many = _load(entry, "throughput", threads)
     list(many.stream(iter(batches[:WARM_UP])))

@@ -1,12 +1,13 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Changes of a checkpoint in place: its thresholds."""
+"""Changes of a checkpoint in place: its thresholds, and what it inspects."""
 
 from pathlib import Path
 from typing import Any
 
 from anomalib_inp.checkpoints.own import check_map, read_checkpoint, write_checkpoint
+from anomalib_inp.results.inspection import Inspection
 from anomalib_inp.thresholds.scale import NO_SCORES, Scale, Thresholds, ValidationScores, buffer_names, move
 
 
@@ -49,6 +50,38 @@ def set_thresholds(
         write_checkpoint(path, content)
     first, second = moved
     return Thresholds(first.threshold, second.threshold, config["enable_normalization"], list(config.get("ranges", {})))
+
+
+def set_inspection(
+    checkpoint: str | Path, mask: str | Path | None = None, smallest_area: float | None = None
+) -> tuple[Inspection, Inspection]:
+    """Change what a checkpoint inspects, in place.
+
+    Of another mask, the thresholds stay as they are; the scores of validation images that it keeps go, since they were
+    of other places.
+
+    Args:
+        checkpoint: A checkpoint of ours.
+        mask: An image file, white where to look; an empty text for everywhere; ``None`` leaves it.
+        smallest_area: Pixels of the image that a region has at least; ``None`` leaves it.
+
+    Returns:
+        What it inspected before, and what it does now.
+
+    Raises:
+        ValueError: Not a checkpoint of ours, or a mask that leaves nothing.
+    """
+    path = Path(checkpoint)
+    content = read_checkpoint(path)
+    config = _config_of(path, content)
+    before = Inspection(**content.get("inspection", {}))
+    now = before.changed(mask, smallest_area)
+    if now.mask != before.mask:
+        config.update(validation=NO_SCORES._asdict(), category_validation={})
+    if now != before:
+        content["inspection"] = dict(now._asdict())
+        write_checkpoint(path, content)
+    return before, now
 
 
 def _config_of(path: Path, content: dict[str, Any]) -> dict[str, Any]:

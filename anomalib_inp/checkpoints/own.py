@@ -142,6 +142,16 @@ def warn_of_another_map(checkpoint: Mapping[str, Any], shown: str) -> None:
         )
 
 
+def warn_of_other_places(checkpoint: Mapping[str, Any], others: bool) -> None:
+    """Warn that thresholds were chosen while another part of the image was inspected."""
+    threshold = checkpoint["state_dict"].get("post_processor._image_threshold", torch.tensor(torch.nan))
+    if others and not threshold.isnan():
+        rank_zero_warn(
+            "The thresholds in this checkpoint are of another region of interest. Choose them anew: validate, or "
+            "anomalib-inp threshold."
+        )
+
+
 def check_model(checkpoint: Mapping[str, Any], model: str) -> None:
     """Refuse a checkpoint of the other model.
 

@@ -16,6 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from anomalib_inp.checkpoints.own import write_checkpoint
 from anomalib_inp.files import DiskError, readable
 
+FINISHED = "finished.ckpt"
+"""The model that a training ends with."""
 COPIES = 9
 """Sizes of the trained parameters that a training writes at a time.
 
@@ -92,7 +94,7 @@ class CheckpointWriter(Callback):
         del pl_module
         if trainer.checkpoint_callback is None or trainer.fast_dev_run:
             return
-        path = Path(trainer.checkpoint_callback.dirpath or trainer.default_root_dir) / "finished.ckpt"
+        path = Path(trainer.checkpoint_callback.dirpath or trainer.default_root_dir) / FINISHED
         trainer.save_checkpoint(path, weights_only=True)
         fault = getattr(trainer.strategy.checkpoint_io, "fault", None)
         if fault is not None:

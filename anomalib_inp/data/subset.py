@@ -13,7 +13,7 @@ from pandas import DataFrame
 from torch import Tensor
 
 from anomalib_inp.data.quirks import mask_files
-from anomalib_inp.score_table import GOOD
+from anomalib_inp.results.score_table import GOOD
 
 MEAN = "mean"
 """What the mean over the categories is called, and no category may be."""
@@ -74,6 +74,11 @@ class Subset:
     def __len__(self) -> int:
         """Number of images."""
         return len(self._rows)
+
+    @property
+    def paths(self) -> list[str]:
+        """The images."""
+        return list(self._rows)
 
     def indices_of(self, paths: Sequence[str]) -> Tensor:
         """Find the category of each image, its place in ``names``: ``(B,)``."""

@@ -17,13 +17,11 @@ from torch import distributed
 from anomalib_inp.data.subset import MEAN, Subset
 from anomalib_inp.evaluation.functional import FIELDS, of_each, seven_metrics
 from anomalib_inp.evaluation.metrics import COLUMNS, check_values
-from anomalib_inp.evaluation.pixels import BinnedPixels, ExactPixels
+from anomalib_inp.evaluation.pixels import EXACT_IMAGES, pixel_metrics_of
 from anomalib_inp.evaluation.report import metrics_table, with_mean, write_metrics
 from anomalib_inp.evaluation.scores import ImageScores
 
 logger = logging.getLogger(__name__)
-EXACT_IMAGES = 2500
-"""Test images up to which pixel metrics are exact: 0.8 GB of maps of 256 x 256."""
 
 
 class PaperEvaluator(Evaluator):
@@ -38,8 +36,8 @@ class PaperEvaluator(Evaluator):
     Several processes give the numbers of one: an image that Lightning hands out twice is counted once.
 
     Args:
-        exact_images: Up to so many test images pixel metrics are exact; of more, pixels are counted in bins of 0.1 %,
-            and memory does not grow with them.
+        exact_images: Up to so many test images pixel metrics are exact; of more, and where a region of interest is
+            inspected alone, pixels are counted in bins of 0.1 %, and memory does not grow with them.
     """
 
     def __init__(self, exact_images: int = EXACT_IMAGES) -> None:
@@ -48,9 +46,9 @@ class PaperEvaluator(Evaluator):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing, with the categories of the test images."""
-        pixels = ExactPixels if _num_images(trainer) <= self.exact_images else BinnedPixels
-        count = len(_categories(trainer))
-        self.test_metrics = torch.nn.ModuleList([ImageScores(), pixels(count)]).to(pl_module.device)
+        places = places_of(getattr(pl_module, "model", None))
+        pixels = pixel_metrics_of(_num_images(trainer), self.exact_images, len(_categories(trainer)), places)
+        self.test_metrics = torch.nn.ModuleList([ImageScores(), pixels]).to(pl_module.device)
         # Processes with GPUs share by these alone; anomalib, which counts the devices of one machine, overlooks one
         # process on each of several machines, and a single one that was started like many.
         if not (distributed.is_available() and distributed.is_initialized()):
@@ -107,6 +105,11 @@ class PaperEvaluator(Evaluator):
                 Console().print(metrics_table(results))
                 # Lightning's own table has a line for each metric of each category.
                 trainer.test_loop.verbose = len(rows) == 1
+
+
+def places_of(detector: Any) -> torch.Tensor | None:
+    """Which places of its maps a detector counts, bool ``(H, W)``; ``None`` for all."""
+    return getattr(getattr(detector, "inspected", None), "places", None)
 
 
 def _categories(trainer: Trainer) -> list[str]:

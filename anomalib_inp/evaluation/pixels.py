@@ -11,6 +11,8 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from anomalib_inp.evaluation.functional import metrics_of_counts, of_each, pixel_metrics
 
+EXACT_IMAGES = 2500
+"""Test images up to which pixel metrics are exact: 0.8 GB of maps of 256 x 256."""
 FRACTION_BITS = 10
 BINS = 2 ** (1 + 8 + FRACTION_BITS)
 """A bin holds the values that agree in sign, exponent and the first bits of the fraction: it is 0.1 % wide."""
@@ -84,13 +86,15 @@ class BinnedPixels(PixelCounts):
 
     Args:
         num_categories: Number of categories; each needs 13 MB.
+        places: Which places of maps and masks count, bool ``(H, W)``; ``None`` for all.
     """
 
     overlap: Tensor
     regions: Tensor
 
-    def __init__(self, num_categories: int = 1) -> None:
+    def __init__(self, num_categories: int = 1, places: Tensor | None = None) -> None:
         super().__init__(num_categories)
+        self.register_buffer("places", places, persistent=False)
         # Share of their region that the pixels of a bin make up, over all regions.
         self.add_state("overlap", torch.zeros(num_categories, BINS, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("regions", torch.zeros(num_categories, dtype=torch.int64), dist_reduce_fx="sum")
@@ -98,7 +102,11 @@ class BinnedPixels(PixelCounts):
     def update(self, maps: Tensor, masks: Tensor, categories: Tensor) -> None:
         """Add maps ``(B, H, W)``, masks ``(B, H, W)`` and the numbers ``(B,)`` of the categories."""
         bins, masks = bin_of(maps), masks.bool()
-        self.count(bins, masks, categories)
+        if self.places is None:
+            self.count(bins, masks, categories)
+        else:
+            masks = masks & self.places
+            self.count(bins[:, self.places], masks[:, self.places], categories)
         # All regions of the batch have numbers of their own; 0 is what lies outside.
         regions = connected_components_cpu(masks.unsqueeze(1).int().cpu()).squeeze(1).to(masks.device).long()
         sizes = torch.bincount(regions.flatten())
@@ -115,6 +123,22 @@ class BinnedPixels(PixelCounts):
             metrics_of_counts(normal, anomalous, overlap / regions) if (normal.any() or anomalous.any()) else {}
             for normal, anomalous, overlap, regions in states
         ]
+
+
+def pixel_metrics_of(
+    num_images: int, exact_images: int, num_categories: int = 1, places: Tensor | None = None
+) -> ExactPixels | BinnedPixels:
+    """Choose how pixel metrics are computed.
+
+    Args:
+        num_images: How many images there will be.
+        exact_images: Up to so many, every pixel is kept, if all of them count.
+        num_categories: Number of categories.
+        places: Which places of maps and masks count, bool ``(H, W)``; ``None`` for all.
+    """
+    if num_images <= exact_images and places is None:
+        return ExactPixels(num_categories)
+    return BinnedPixels(num_categories, places)
 
 
 def bin_of(values: Tensor) -> Tensor:

@@ -8,26 +8,28 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from anomalib_inp.evaluation.evaluator import EXACT_IMAGES
 from anomalib_inp.evaluation.functional import seven_metrics
-from anomalib_inp.evaluation.pixels import BinnedPixels, ExactPixels
+from anomalib_inp.evaluation.pixels import EXACT_IMAGES, pixel_metrics_of
 
 Labelled = tuple[float, bool, np.ndarray, np.ndarray | None]
 """Of an image: raw score, whether it is anomalous, raw map ``(h, w)`` and mask ``(h, w)``, if it has one."""
 
 
-def measure(images: Iterable[Labelled], num_images: int) -> tuple[dict[str, float], int]:
+def measure(
+    images: Iterable[Labelled], num_images: int, places: np.ndarray | None = None
+) -> tuple[dict[str, float], int]:
     """Compute the seven metrics of images whose labels are known.
 
     Args:
         images: The images.
         num_images: How many there will be; of more than ``EXACT_IMAGES``, pixels are counted in bins.
+        places: Which places of their maps and masks count, bool ``(h, w)``; ``None`` for all.
 
     Returns:
         The metrics, those of pixels only if every image has a mask, none without images; how many have no mask.
     """
     scores, labels, unmasked = [], [], 0
-    pixels = (ExactPixels if num_images <= EXACT_IMAGES else BinnedPixels)()
+    pixels = pixel_metrics_of(num_images, EXACT_IMAGES, places=None if places is None else torch.from_numpy(places))
     for score, anomalous, anomaly_map, mask in images:
         scores.append(score)
         labels.append(anomalous)

@@ -17,8 +17,9 @@ from torch import nn
 
 from anomalib_inp.files import replacing
 from anomalib_inp.preprocessing import crop_box_of
-from anomalib_inp.runtime.edit import write_openvino
+from anomalib_inp.runtime.edit import put_places, write_openvino
 from anomalib_inp.runtime.metadata import KEY, Metadata
+from anomalib_inp.scoring.inspected import Everywhere
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.thresholds.scale import NO_SCALE, NO_SCORES, Scale
 
@@ -37,8 +38,10 @@ def metadata_of(model: "AnomalibModule") -> Metadata:
         ValueError: The model has another post-processor than ours.
     """
     post, crop_box = model.post_processor, crop_box_of(model.pre_processor)
+    detector = model.model
+    inspected = {"inspection": model.inspection, "map_size": model.map_size, "share": detector.shares[detector.map]}
     if post is None:
-        return Metadata(False, NO_SCALE, NO_SCALE, crop_box)
+        return Metadata(False, NO_SCALE, NO_SCALE, crop_box, **inspected)
     if not isinstance(post, InpPostProcessor):
         msg = (
             f"ONNX and OpenVINO exports need an InpPostProcessor, got {type(post).__name__}: build or load the model "
@@ -50,7 +53,19 @@ def metadata_of(model: "AnomalibModule") -> Metadata:
     limits = (1 - post.image_sensitivity, 1 - post.pixel_sensitivity)
     of_each = dict(post.category_validation)
     kept = (of_each.get(post.category, NO_SCORES) if post.category else post.validation, of_each)
-    return Metadata(normalized, image, pixel, crop_box, dict(post.ranges), *limits, post.category, *kept)
+    return Metadata(normalized, image, pixel, crop_box, dict(post.ranges), *limits, post.category, *kept, **inspected)
+
+
+@contextmanager
+def counting_everywhere(model: "AnomalibModule") -> Iterator[None]:
+    """Leave what is inspected out of what is traced: it is put into the graph as it would be later, in place."""
+    detector = model.model
+    inspected = detector.inspected
+    try:
+        detector.inspected = Everywhere()
+        yield
+    finally:
+        detector.inspected = inspected
 
 
 def graph_of(model: "AnomalibModule") -> nn.Module:
@@ -89,7 +104,7 @@ def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = No
     graph, device = graph_of(model), model.device
     example = torch.rand(1, 3, *(input_size or TRACE_SIZE))
     shape = [-1, 3, *(input_size or (-1, -1))]
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), counting_everywhere(model):
         names = [name for name, value in graph.cpu()(example)._asdict().items() if value is not None]
         traced = nn.Sequential(graph, _WithoutNone())
         converted = openvino.convert_model(traced, example_input=example, input=[("input", shape)], **kwargs)
@@ -97,6 +112,8 @@ def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = No
     converted.inputs[0].get_tensor().set_names({"input"})
     for output, name in zip(converted.outputs, names, strict=True):
         output.get_tensor().set_names({name})
+    if metadata.inspection.mask:
+        put_places(converted, Path("model.xml"), metadata)
     converted.set_rt_info(metadata.to_json(), KEY)
     return converted
 
@@ -118,10 +135,12 @@ def save_openvino(model: "openvino.Model", path: Path, half: bool = False) -> Pa
 
 
 def annotate_onnx(path: Path, metadata: Metadata) -> None:
-    """Write metadata into an ONNX file."""
+    """Write metadata into an ONNX file, and which places count."""
     import onnx
 
     model = onnx.load(path)
+    if metadata.inspection.mask:
+        put_places(model, path, metadata)
     onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())

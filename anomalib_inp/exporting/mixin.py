@@ -64,7 +64,7 @@ class InpExport(ExportMixin):
         metadata = convert.metadata_of(self)
         self._say_what_is_exported(metadata)
         options = {"opset_version": convert.OPSET, "external_data": False, "verbose": False, **kwargs}
-        with _quiet("onnxscript", "onnx_ir", "torch.onnx"):
+        with _quiet("onnxscript", "onnx_ir", "torch.onnx"), convert.counting_everywhere(self):
             path = super().to_onnx(export_root, model_file_name, *args, **options)
         convert.annotate_onnx(path, metadata)
         return path

@@ -29,6 +29,7 @@ from anomalib_inp.checkpoints.own import (
     note_encoder,
     read_checkpoint,
     warn_of_another_map,
+    warn_of_other_places,
 )
 from anomalib_inp.checkpoints.plain import not_plain, plain
 from anomalib_inp.checkpoints.writing import CheckpointWriter
@@ -40,11 +41,13 @@ from anomalib_inp.evaluation.evaluator import PaperEvaluator
 from anomalib_inp.exporting.mixin import InpExport
 from anomalib_inp.frame import as_pair, resolve_sizes
 from anomalib_inp.models.registry import import_models
+from anomalib_inp.models.result_report import ResultReport
 from anomalib_inp.pictures.visualizer import InpVisualizer
 from anomalib_inp.preprocessing import InpPreProcessor, as_images, crop_box_of
+from anomalib_inp.results.inspection import EVERYTHING, Inspection
 from anomalib_inp.scoring.detector import Detector
+from anomalib_inp.scoring.inspected import Everywhere, Inspected
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
-from anomalib_inp.thresholds.verdict_report import VerdictReport
 from anomalib_inp.training.callbacks import RefuseHalfWeights, is_trained, training_callbacks
 from anomalib_inp.training.data_check import DataCheck
 from anomalib_inp.training.image_check import ImageCheck
@@ -93,6 +96,8 @@ class EncoderModel(InpExport, _Module):
         crop_size: int | tuple[int, int] | None = None,
         map: str | None = None,  # noqa: A002
         map_size: int | tuple[int, int] | None = 256,
+        region_of_interest: str | None = None,
+        smallest_area: float | None = None,
         pre_processor: PreProcessor | bool = True,
         post_processor: PostProcessor | bool = True,
         evaluator: Evaluator | bool = True,
@@ -115,6 +120,9 @@ class EncoderModel(InpExport, _Module):
                 multiple of the patch size. By default the whole image.
             map: Name of the anomaly map that is shown.
             map_size: Pixels of the anomaly map, a side or height and width; ``null`` gives the size of the crop.
+            region_of_interest: An image of what is inspected, drawn over the whole image: white where to look. What is
+                black counts in no score, region or metric. Checkpoints and exports keep it.
+            smallest_area: Pixels of the image that a region has at least; smaller ones are not listed.
             pre_processor: Pre-processor, or whether to use one; by default ``InpPreProcessor`` with the sizes above.
             post_processor: Post-processor, or whether to use one; by default ``InpPostProcessor``.
             evaluator: Evaluator, or whether to use one; by default the paper's seven metrics.
@@ -136,6 +144,8 @@ class EncoderModel(InpExport, _Module):
         if target_layers == "auto" and not self.chooses_layers:
             msg = f"target_layers auto is for models that reconstruct what is tapped; {type(self).__name__} does not."
             raise ValueError(msg)
+        inspection = EVERYTHING.changed(region_of_interest, smallest_area)
+        self._given = (region_of_interest, smallest_area)
         frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, *delivered)
         if pre_processor is True:
             pre_processor = InpPreProcessor(*resolve_sizes(image_size, crop_size, frozen.patch_size))
@@ -150,6 +160,7 @@ class EncoderModel(InpExport, _Module):
         self.model.smoothing.map_size = map_size
         self.objective: Any = objective
         self.learnt: list[dict[str, Any]] = []
+        self.inspect(inspection)
 
     def build_detector(self, encoder: FrozenEncoder) -> Detector:
         """Build what runs at inference: a network on the encoder and the maps that are read off it."""
@@ -158,6 +169,27 @@ class EncoderModel(InpExport, _Module):
     def build_objective(self) -> nn.Module | None:
         """Build what is minimised; ``None`` where there is nothing to train."""
         return None
+
+    @property
+    def map_size(self) -> tuple[int, int] | None:
+        """Height and width of the anomaly map; ``None`` where the pre-processor does not tell."""
+        return self.model.smoothing.map_size or getattr(self.pre_processor, "crop_size", None)
+
+    def inspect(self, inspection: Inspection) -> None:
+        """Look at some places alone; thresholds that are there stay as they are.
+
+        Raises:
+            ValueError: The mask leaves nothing to inspect, or nobody knows how large the map is.
+        """
+        places = None
+        if inspection.mask:
+            if self.map_size is None:
+                msg = "A region of interest is cut to the size of the map: give map_size, or leave the pre-processor."
+                raise ValueError(msg)
+            places = inspection.places(crop_box_of(self.pre_processor), self.map_size)
+        inspected = Everywhere() if places is None else Inspected(torch.from_numpy(places))
+        self.model.inspected = inspected.to(self.device)
+        self.inspection = inspection
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
         """Detect anomalies in images: pre-processor, detector, post-processor.
@@ -198,7 +230,7 @@ class EncoderModel(InpExport, _Module):
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
         before, checks = [RefuseHalfWeights(), ImageCheck()], [ResultsFolder(), DataCheck(), CheckpointWriter()]
-        after = [*checks, self.training_data(), *training_callbacks(), VerdictReport()]
+        after = [*checks, self.training_data(), *training_callbacks(), ResultReport()]
         return [*before, *super().configure_callbacks(), *after]
 
     def training_data(self) -> TrainingData:
@@ -240,6 +272,8 @@ class EncoderModel(InpExport, _Module):
         check_model(checkpoint, cls.__name__)
         if found := find_encoder(checkpoint, checkpoint_path):
             kwargs.setdefault("encoder_weights", found)
+        for name in ("region_of_interest", "smallest_area"):  # the checkpoint holds them; the file may be gone
+            kwargs.setdefault(name, None)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def on_fit_start(self) -> None:
@@ -254,6 +288,7 @@ class EncoderModel(InpExport, _Module):
         checkpoint["map"] = self.model.map
         if self.learnt:
             checkpoint["learnt"] = self.learnt
+        checkpoint["inspection"] = dict(self.inspection._asdict())
         checkpoint.update(plain({name: part for name, part in checkpoint.items() if name != "state_dict"}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -272,6 +307,9 @@ class EncoderModel(InpExport, _Module):
                 msg = "This checkpoint is a finished model. Training is resumed from model.ckpt, which lies beside it."
                 raise ValueError(msg)
         self.learnt = checkpoint.get("learnt", [])
+        kept = Inspection(**checkpoint.get("inspection", {}))
+        self.inspect(kept.changed(*self._given))
+        warn_of_other_places(checkpoint, self.inspection.mask != kept.mask)
         super().on_load_checkpoint(checkpoint)
 
 
@@ -283,9 +321,13 @@ def _refuse_strange(arguments: Any, name: str = "") -> None:
 
 
 def evaluation_step(detector: nn.Module, batch: ImageBatch) -> ImageBatch:
-    """Add raw scores ``(B,)`` and maps ``(B, h, w)`` to a batch and bring its masks to the size of the maps."""
+    """Add raw scores ``(B,)`` and maps ``(B, h, w)`` to a batch and bring its masks to the size of the maps.
+
+    ``inspected`` says which places of the maps count ``(h, w)``; ``None`` for all.
+    """
     predictions = detector(batch.image)
     changes = {"pred_score": predictions.pred_score, "anomaly_map": predictions.anomaly_map}
+    batch.inspected = detector.inspected.places
     if batch.gt_mask is not None:
         size = predictions.anomaly_map.shape[-2:]
         mask = F.interpolate(batch.gt_mask.float().unsqueeze(1), size=size, mode="nearest")

@@ -14,7 +14,7 @@ from torch import distributed
 from anomalib_inp.data.subset import Subset
 from anomalib_inp.frame import CropBox
 from anomalib_inp.pictures.gallery import gallery
-from anomalib_inp.pictures.visualizer import InpVisualizer, short_name
+from anomalib_inp.pictures.visualizer import InpVisualizer, short_name, to_array
 
 
 class _Shown(NamedTuple):
@@ -61,6 +61,7 @@ class ExtremeResults(InpVisualizer):
     ) -> None:
         """Keep those images of a batch that are among the best or worst so far."""
         del pl_module, outputs
+        self._places = to_array(getattr(batch, "inspected", None))
         belongs = Subset.from_trainer(trainer, "test").attach(batch)
         scores, maps = batch.raw_score.float().cpu(), batch.raw_map.float().cpu()
         for index, item in enumerate(batch):

@@ -37,6 +37,7 @@ def draw_result(
     pred_mask: np.ndarray | None = None,
     gt_mask: np.ndarray | None = None,
     crop_box: CropBox = WHOLE_IMAGE,
+    places: np.ndarray | None = None,
     score: float | None = None,
     raw_score: float | None = None,
     anomalous: bool | None = None,
@@ -49,7 +50,7 @@ def draw_result(
     """Draw image, ground truth, anomaly map and predicted mask side by side.
 
     The colours of the map mean the same in every picture: they span ``vmin`` to ``vmax``, whatever the map's own range.
-    What lies outside the crop is dark and hatched, because the model has not seen it.
+    What is not inspected is dark and hatched, because the model has not seen it.
 
     Image and pixel thresholds are two decisions, and need not agree. Where they do not, the panel of the mask says so;
     what is found on an image that counts as normal is outlined in grey, not in red.
@@ -60,6 +61,7 @@ def draw_result(
         pred_mask: Mask of the crop ``(h, w)`` at any size; without it, its panel is left out.
         gt_mask: Mask of the whole image ``(h, w)`` at any size; without it, its panel is left out.
         crop_box: The part of the image that map and predicted mask cover.
+        places: Which places of the crop are inspected, bool ``(h, w)`` at any size; by default all.
         score: The image's score, written above the panels.
         raw_score: The score before it was normalised, written beside it where it differs: normalised ones come close to
             1 long before raw ones end.
@@ -76,7 +78,8 @@ def draw_result(
     Raises:
         ValueError: A map or mask is not 2-D, the crop box is not inside the image, or a range or size is empty.
     """
-    for field, plane in {"anomaly_map": anomaly_map, "pred_mask": pred_mask, "gt_mask": gt_mask}.items():
+    planes = {"anomaly_map": anomaly_map, "pred_mask": pred_mask, "gt_mask": gt_mask, "places": places}
+    for field, plane in planes.items():
         if plane is not None and (plane.ndim != 2 or plane.size == 0):
             msg = f"{field} must have the shape (height, width), got {plane.shape}. Pass one image at a time."
             raise ValueError(msg)
@@ -90,20 +93,23 @@ def draw_result(
     picture = panel_image(image, height)
     plain = np.asarray(picture)
 
+    inside = crop_box.inside(plain.shape[:2])
+    if places is not None:
+        inside = inside & (_place(_as_image(places), crop_box, picture.size, Image.Resampling.NEAREST) > 0)
     panels = {"image": plain}
     if gt_mask is not None:
         marked = place_mask(gt_mask, WHOLE_IMAGE, picture.size)
         label = "ground truth" if marked.any() else "ground truth: empty"
         panels[label] = _outline(np.where(marked[..., None], plain, _dim(plain)), marked, _TRUTH, height)
     level = np.clip((_place_map(anomaly_map, crop_box, picture.size) - vmin) / (vmax - vmin), 0, 1)
-    panels["anomaly map"] = _hatch_outside(_glow(plain, level), crop_box, height)
+    panels["anomaly map"] = _hatch_outside(_glow(plain, level), inside, height)
     if pred_mask is not None:
         found = place_mask(pred_mask, crop_box, picture.size)
         label = _mask_label(bool(found.any()), anomalous)
         line = LINE if anomalous is False else _FOUND
         # A tint tells the inside from the outside where the line runs off the image.
         tinted = np.where(found[..., None], 0.8 * plain + 0.2 * np.array(line), plain).astype(np.uint8)
-        panels[label] = _outline(_hatch_outside(tinted, crop_box, height), found, line, height)
+        panels[label] = _outline(_hatch_outside(tinted, inside, height), found, line, height)
 
     verdict = None if anomalous is None else "anomalous" if anomalous else "normal"
     headline = " - ".join(part for part in (_score_text(score, raw_score), verdict) if part)
@@ -111,7 +117,7 @@ def draw_result(
     if None not in {anomalous, truth} and anomalous != truth:
         headline += ": missed defect" if truth else ": false alarm"
         colour = _WRONG
-    note = ", ".join(part for part in (name, "" if crop_box == WHOLE_IMAGE else "hatched: not inspected") if part)
+    note = ", ".join(part for part in (name, "" if inside.all() else "hatched: not inspected") if part)
     return _lay_out(panels, headline, colour, note, (vmin, vmax), height)
 
 
@@ -173,7 +179,11 @@ def place_mask(mask: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> np
     shrink_x = int(np.ceil(mask.shape[1] / (size[0] * (crop_box.right - crop_box.left))))
     shrink_y = int(np.ceil(mask.shape[0] / (size[1] * (crop_box.bottom - crop_box.top))))
     solid = _dilate(_dilate(mask.astype(bool), _line(shrink_x)), ((y, x) for x, y in _line(shrink_y)))
-    return _place(Image.fromarray(solid.astype(np.uint8)), crop_box, size, Image.Resampling.NEAREST) > 0
+    return _place(_as_image(solid), crop_box, size, Image.Resampling.NEAREST) > 0
+
+
+def _as_image(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8))
 
 
 def _line(length: int) -> list[tuple[int, int]]:
@@ -195,11 +205,21 @@ def _dilate(mask: np.ndarray, neighbours: Iterable[tuple[int, int]]) -> np.ndarr
 
 def _glow(panel: np.ndarray, level: np.ndarray) -> np.ndarray:
     """Blend colours over the panel: clear where the level is low, nearly solid well above the threshold of 0.5."""
+    colours, opacity = _heat(level)
+    return (panel * (1 - opacity) + colours * opacity).round().astype(np.uint8)
+
+
+def heat_colours(level: np.ndarray) -> np.ndarray:
+    """Colour a normalised map ``(h, w)``: RGBA ``(h, w, 4)``, uint8, clear where nothing is found."""
+    colours, opacity = _heat(level)
+    return np.concatenate([colours, 255 * opacity], axis=-1).round().astype(np.uint8)
+
+
+def _heat(level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     steps = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(level, steps, channel) for channel in _HEAT.T], axis=-1)
     ramp = np.clip((level - 0.15) / 0.65, 0, 1)[..., None]
-    opacity = 0.9 * ramp**2 * (3 - 2 * ramp)
-    return (panel * (1 - opacity) + colours * opacity).round().astype(np.uint8)
+    return colours, 0.9 * ramp**2 * (3 - 2 * ramp)
 
 
 def _dim(panel: np.ndarray) -> np.ndarray:
@@ -215,11 +235,10 @@ def _outline(panel: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], 
     return np.where(ring[..., None], np.array(colour, np.uint8), panel)
 
 
-def _hatch_outside(panel: np.ndarray, crop_box: CropBox, height: int) -> np.ndarray:
-    if crop_box == WHOLE_IMAGE:
+def _hatch_outside(panel: np.ndarray, inside: np.ndarray, height: int) -> np.ndarray:
+    if inside.all():
         return panel
     rows, columns = np.indices(panel.shape[:2])
-    inside = crop_box.inside(panel.shape[:2])
     period = max(6, height // 24)
     stripe = np.clip(1.5 - np.abs((columns + rows) % period - period / 2), 0, 1)[..., None] * 0.45
     hatched = _dim(panel) * (1 - stripe) + 255 * stripe

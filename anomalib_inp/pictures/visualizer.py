@@ -40,6 +40,7 @@ class InpVisualizer(ImageVisualizer):
         self.panel_height = panel_height
         self._root = Path()
         self._crop_box = WHOLE_IMAGE
+        self._places: np.ndarray | None = None
         self._loaders: Any = None
         self._names: dict[str, Path] = {}
 
@@ -101,6 +102,7 @@ class InpVisualizer(ImageVisualizer):
         output_dir = self.output_dir or self._root / "images"
         subset = Subset.from_trainer(trainer, "test")
         raw_scores = getattr(batch, "raw_score", None)
+        self._places = to_array(getattr(batch, "inspected", None))
         names = subset.attach(batch).names if len(subset.names) > 1 else [""] * len(batch)
         for index, (item, category) in enumerate(zip(batch, names, strict=True)):
             # By now the batch holds what the model saw: without a file, the image is the crop itself.
@@ -141,7 +143,7 @@ class InpVisualizer(ImageVisualizer):
         vmax: float = 1.0,
         raw_score: float | None = None,
     ) -> Image.Image | None:
-        anomaly_map, pred_mask = _to_array(item.anomaly_map), _to_array(item.pred_mask)
+        anomaly_map, pred_mask = to_array(item.anomaly_map), to_array(item.pred_mask)
         if anomaly_map is None:
             return None
         image = _item_image(item)
@@ -151,6 +153,7 @@ class InpVisualizer(ImageVisualizer):
             pred_mask=pred_mask,
             gt_mask=_item_truth(item, crop_box, image.size),
             crop_box=crop_box,
+            places=self._places,
             score=None if item.pred_score is None else float(item.pred_score),
             raw_score=raw_score,
             anomalous=None if item.pred_label is None else bool(item.pred_label),
@@ -171,7 +174,7 @@ def _item_image(item: ImageItem | NumpyImageItem) -> Image.Image:
     if item.image_path:
         # Opened as anomalib opens it (no EXIF rotation): the map belongs to those pixels.
         return to_rgb(read_pixels(item.image_path))
-    pixels = _to_array(item.image)
+    pixels = to_array(item.image)
     if isinstance(item, ImageItem):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.min() < 0 or pixels.max() > 1:
@@ -182,12 +185,13 @@ def _item_image(item: ImageItem | NumpyImageItem) -> Image.Image:
 def _item_truth(item: ImageItem | NumpyImageItem, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray | None:
     if item.mask_path and Path(item.mask_path).is_file():
         return np.asarray(read_mask(item.mask_path)) > 0
-    gt_mask = _to_array(item.gt_mask)
+    gt_mask = to_array(item.gt_mask)
     if gt_mask is not None and not gt_mask.any() and item.gt_label and item.image_path and not item.mask_path:
         return None  # an anomalous image without a mask has been given an empty one, beside others that have theirs
     # The pre-processor has cropped this one together with the image.
     return None if gt_mask is None else place_mask(gt_mask, crop_box, size)
 
 
-def _to_array(value: Any) -> Any:
+def to_array(value: Any) -> Any:
+    """Turn a tensor into an array; other values stay as they are."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Changes an exported model in place: its thresholds, and what it remembers."""
+"""Changes an exported model in place: its thresholds, what it inspects, and what it remembers."""
 
 import math
 import re
@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from anomalib_inp.files import disk_error, replacing
+from anomalib_inp.results.inspection import Inspection
 from anomalib_inp.runtime.engines import require
-from anomalib_inp.runtime.metadata import KEY, LABELS, Metadata, read_metadata
-from anomalib_inp.thresholds.scale import Thresholds, move
+from anomalib_inp.runtime.metadata import KEY, Metadata, read_metadata
+from anomalib_inp.runtime.places import SHIFTS, inspect_onnx, inspect_openvino, shift_onnx, shift_openvino
+from anomalib_inp.thresholds.scale import NO_SCORES, Thresholds, move
 
 MEMORY = re.compile(r"heads\.\d+\.tokens$")
 """Name of what a model remembers, in the graphs of both formats."""
@@ -61,6 +63,58 @@ def set_thresholds(
     return Thresholds(first.threshold, second.threshold, exported.normalized, list(exported.categories))
 
 
+def set_inspection(
+    path: str | Path, mask: str | Path | None = None, smallest_area: float | None = None
+) -> tuple[Inspection, Inspection]:
+    """Change what an exported model inspects, in place.
+
+    Of another mask, the thresholds stay as they are; the scores of validation images that it keeps go, since they were
+    of other places.
+
+    Args:
+        path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
+        mask: An image file, white where to look; an empty text for everywhere; ``None`` leaves it.
+        smallest_area: Pixels of the image that a region has at least; ``None`` leaves it.
+
+    Returns:
+        What it inspected before, and what it does now.
+
+    Raises:
+        ValueError: Not an export of ours, one of an earlier version, or a mask that leaves nothing.
+    """
+    path = Path(path)
+    exported = read_metadata(path)
+    inspection = exported.inspection.changed(mask, smallest_area)
+    if inspection == exported.inspection:
+        return inspection, inspection
+    metadata, model = exported._replace(inspection=inspection), _read(path)
+    if inspection.mask != exported.inspection.mask:
+        metadata = metadata._replace(validation=NO_SCORES, category_validation={})
+        put_places(model, path, metadata)
+    _move(model, path, {}, metadata)
+    with _replacing(path, model):
+        pass
+    return exported.inspection, inspection
+
+
+def put_places(model: Any, path: Path, metadata: Metadata) -> None:
+    """Let a graph count the places that its metadata say.
+
+    Args:
+        model: An ``openvino.Model`` or ``onnx.ModelProto``, by the suffix of the path.
+        path: Its file.
+        metadata: What it says of itself.
+
+    Raises:
+        ValueError: An export of an earlier version, or a mask that leaves nothing.
+    """
+    if metadata.share is None or metadata.map_size is None:
+        msg = f"{path} is an export of an earlier version, which inspects everything: export it anew."
+        raise ValueError(msg)
+    put = inspect_onnx if path.suffix == ".onnx" else inspect_openvino
+    put(model, path, metadata.places, metadata.share)
+
+
 def _read(path: Path) -> Any:
     if path.suffix == ".onnx":
         return require("onnx", "onnx", path).load(path)
@@ -77,15 +131,8 @@ def _move(model: Any, path: Path, moved: dict[str, float], metadata: Metadata) -
 def _move_in_openvino(model: Any, path: Path, moved: dict[str, float], metadata: Metadata) -> None:
     openvino = require("openvino", "openvino", path)
     for name, value in moved.items():
-        # label = (raw - threshold) / span > limit; OpenVINO writes the subtraction as an addition, the division as a
-        # multiplication, and drops the division by a span of 1
-        shift = model.output(LABELS[name]).get_node().input_value(0).get_node().input_value(0).get_node()
-        if shift.get_type_name() in {"Divide", "Multiply"}:
-            shift = shift.input_value(0).get_node()
-        signs = {"Add": -1, "Subtract": 1}
-        if shift.get_type_name() not in signs:
-            raise ValueError(_not_ours(path))
-        constant = openvino.opset13.constant(np.array(signs[shift.get_type_name()] * value, dtype=np.float32))
+        shift = shift_openvino(model, path, name)
+        constant = openvino.opset13.constant(np.array(SHIFTS[shift.get_type_name()] * value, dtype=np.float32))
         shift.input(1).replace_source_output(constant.output(0))
     model.set_rt_info(metadata.to_json(), KEY)
 
@@ -192,14 +239,8 @@ def write_openvino(model: Any, path: Path, half: bool = False) -> None:
 def _move_in_onnx(model: Any, path: Path, moved: dict[str, float], metadata: Metadata) -> None:
     onnx = require("onnx", "onnx", path)
     graph = model.graph
-    nodes = {output: node for node in graph.node for output in node.output}
     for name, value in moved.items():
-        # label = (raw - threshold) / span > limit; the exporter drops the division by a span of 1
-        shift = nodes.get(nodes[LABELS[name]].input[0])
-        if shift is not None and shift.op_type == "Div":
-            shift = nodes.get(shift.input[0])
-        if shift is None or shift.op_type != "Sub":
-            raise ValueError(_not_ours(path))
+        shift = shift_onnx(graph, path, name)
         # A constant of its own: the exporter merges equal ones, so that others may read the one that is there.
         constant = f"{KEY}.{name}_threshold"
         for tensor in [tensor for tensor in graph.initializer if tensor.name == constant]:
@@ -207,7 +248,3 @@ def _move_in_onnx(model: Any, path: Path, moved: dict[str, float], metadata: Met
         graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, dtype=np.float32), constant))
         shift.input[1] = constant
     onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
-
-
-def _not_ours(path: Path) -> str:
-    return f"{path} does not end in our post-processor; export the model anew with the threshold that you want."

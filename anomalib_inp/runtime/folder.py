@@ -3,26 +3,29 @@
 
 """Predictions for a folder of images: scores and pictures, while memory stays the same however many there are."""
 
-import csv
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from anomalib_inp.files import disk_error, replacing
+from anomalib_inp.files import replacing
 from anomalib_inp.frame import CropBox
 from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.gallery import gallery
 from anomalib_inp.pictures.strip import draw_result, panel_image
+from anomalib_inp.results.records import make_record, with_regions
+from anomalib_inp.results.score_table import GOOD
+from anomalib_inp.results.writer import ResultFiles, write_heat_map
 from anomalib_inp.runtime.job import Item, Job
+from anomalib_inp.runtime.metadata import Metadata
 from anomalib_inp.runtime.model import ExportedModel, Prepared
 from anomalib_inp.runtime.predict import Prediction, interpret
-from anomalib_inp.score_table import COLUMNS, GOOD, WRITTEN, Row
 
 GALLERY_ROWS = 6
 THREADS = min(8, os.cpu_count() or 1)
@@ -32,8 +35,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class _Read(NamedTuple):
+    """An image that was read: for the picture, and how large it is; or why it could not be."""
+
+    panel: Image.Image | None = None
+    size: tuple[int, int] = (0, 0)
+    fault: ValueError | None = None
+
+
 def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> Iterator[tuple[Item, Prediction]]:
-    """Predict images one after the other; rows of ``scores.csv`` and pictures are written meanwhile.
+    """Predict images one after the other; records, rows and pictures are written meanwhile.
 
     Images are read ahead and pictures drawn behind, in threads beside the model. One that cannot be read gets a row
     that says why, and is counted among the faults of the job.
@@ -49,74 +60,66 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
     Raises:
         ValueError: If strict: a file is no readable image; of those before it, everything is written.
     """
-    waiting: deque[tuple[Item, Image.Image | ValueError | None]] = deque()
+    waiting: deque[tuple[Item, _Read]] = deque()
+    metadata = exported.metadata
+    record = partial(make_record, model=job.digest, thresholds=metadata.in_force)
 
-    def read(item: Item) -> tuple[Item, Image.Image | None, Prepared | ValueError]:
+    def read(item: Item) -> tuple[Item, _Read, Prepared | None]:
         try:
             pixels = read_pixels(item.path)
             if item.mask is not None:
                 check_mask(item.mask, pixels)
-            return item, panel_image(pixels) if job.pictures else None, exported.prepare(pixels)
+            panel = panel_image(pixels) if job.pictures else None
+            return item, _Read(panel, (pixels.shape[1], pixels.shape[0])), exported.prepare(pixels)
         except ValueError as error:
-            return item, None, error
+            return item, _Read(fault=error), None
 
     def batches() -> Iterator[Prepared]:
-        for item, panel, batch in in_order(readers, read, job.items):
-            if isinstance(batch, ValueError):
-                waiting.append((item, batch))
-                if strict:
-                    return
-            else:
-                waiting.append((item, panel))
+        for item, found, batch in in_order(readers, read, job.items):
+            waiting.append((item, found))
+            if batch is not None:
                 yield batch
+            elif strict:
+                return
 
     def faults() -> Iterator[ValueError]:
-        while waiting and isinstance(fault := waiting[0][1], ValueError):
+        while waiting and (fault := waiting[0][1].fault):
             item, _ = waiting.popleft()
             said = str(fault) if str(item.path) in str(fault) else f"{item.path}: {fault}"
             job.faults.append(said)
-            write(Row(job.name(item), error=" ".join(said.split()), kind=item.kind).cells())
+            files.write(record(job.name(item), kind=item.kind, error=" ".join(said.split())))
             yield ValueError(said)
 
     def results() -> Iterator[tuple[Item, Image.Image | None, Prediction]]:
         for outputs in exported.stream(batches()):
             deque(faults(), maxlen=0)  # of the images before this one
-            item, panel = waiting.popleft()
+            item, found = waiting.popleft()
             try:
-                prediction = interpret(outputs, exported.metadata)
+                prediction = interpret(outputs, metadata, found.size)
             except ValueError as error:
-                waiting.appendleft((item, error))
+                waiting.appendleft((item, _Read(fault=error)))
                 if strict:
                     return
                 continue
-            row = Row(job.name(item), prediction.score, prediction.raw_score, prediction.label, kind=item.kind)
-            job.raw_scores[row.image] = row.raw_score
-            write(row.cells())
-            yield item, panel, prediction  # type: ignore[misc]
-
-    def write(row: Sequence[str]) -> None:
-        try:
-            table.writerow(row)
-            file.flush()  # so that whole rows are there, whatever comes
-        except OSError as error:
-            raise disk_error(job.table, error) from error
+            name, scores = job.name(item), (prediction.score, prediction.raw_score)
+            job.raw_scores[name] = prediction.raw_score
+            known = record(name, kind=item.kind, anomalous=prediction.label, scores=scores, size=found.size)
+            files.write(with_regions(known, prediction.regions))
+            yield item, found.panel, prediction
 
     def draw(result: tuple[Item, Image.Image | None, Prediction]) -> tuple[Item, Prediction]:
         item, panel, prediction = result
         if panel is not None:
-            _draw(item, panel, prediction, job, exported.metadata.crop_box)
+            _draw(item, panel, prediction, job, metadata)
         return item, prediction
 
     going_on = bool(job.raw_scores)
     job.note_down()
     with (
-        job.table.open("a" if going_on else "w", **WRITTEN) as file,
+        ResultFiles(job.output, append=going_on) as files,
         ThreadPoolExecutor(THREADS) as readers,
         ThreadPoolExecutor(THREADS) as painters,
     ):
-        table = csv.writer(file)
-        if not going_on:
-            write(COLUMNS)
         yield from in_order(painters, draw, results())
         last = list(faults())
     if strict and last:
@@ -190,14 +193,15 @@ def labelled(
             yield prediction.raw_score, item.anomalous, prediction.raw_map, mask
 
 
-def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, crop_box: CropBox) -> None:
+def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, metadata: Metadata) -> None:
     picture = job.pictures[str(item.path)]
     strip = draw_result(
         panel,
         prediction.shown_map,
         pred_mask=prediction.mask,
         gt_mask=truth_of(item),
-        crop_box=crop_box,
+        crop_box=metadata.crop_box,
+        places=metadata.places,
         score=prediction.score,
         raw_score=prediction.raw_score,
         anomalous=prediction.label,
@@ -207,6 +211,7 @@ def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, crop
     picture.parent.mkdir(parents=True, exist_ok=True)
     with replacing(picture) as temporary:
         strip.save(temporary)
+    write_heat_map(job.heat_map(item), prediction.shown_map)
 
 
 def _choose(job: Job) -> Iterator[Path]:

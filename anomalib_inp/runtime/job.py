@@ -3,7 +3,7 @@
 
 """A folder of images that is to be predicted: what is in it, what is known of it, and where the results go."""
 
-import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,13 @@ from anomalib_inp.files import (
     is_image_name,
     masks_of,
 )
+from anomalib_inp.frame import WHOLE_IMAGE, CropBox
 from anomalib_inp.images import image_fault
 from anomalib_inp.pictures.names import picture_names
-from anomalib_inp.score_table import FILE, GOOD, read_rows, write_rows
+from anomalib_inp.results import records
+from anomalib_inp.results.score_table import FILE, GOOD
+from anomalib_inp.results.writer import HEAT_MAPS, NOTE, heat_map_of, keep_records, read_note, write_note
+from anomalib_inp.runtime.model import ExportedModel
 
 GALLERY = Path("gallery.png")
 
@@ -66,6 +70,10 @@ class Job:
         raw_scores: What is known of the images so far, by name: raw scores.
         faults: What is wrong with images that cannot be predicted.
         made_by: What the scores depend on besides the images.
+        model: File of the model.
+        digest: Fingerprint of its files.
+        crop_box: The part of the images that the model inspects.
+        shift: How far a sensitivity moves what is in force from the threshold.
         left_out: Files that are images by their names, but of a kind that is not read.
     """
 
@@ -76,6 +84,10 @@ class Job:
     raw_scores: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     made_by: str = ""
+    model: str = ""
+    digest: str = ""
+    crop_box: CropBox = WHOLE_IMAGE
+    shift: float = 0.0
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -84,35 +96,51 @@ class Job:
         return self.output / FILE
 
     @property
+    def records(self) -> Path:
+        """All that was said."""
+        return self.output / records.FILE
+
+    @property
     def note(self) -> Path:
         """What the scores were made by."""
-        return self.output / "run.json"
+        return self.output / NOTE
 
     @property
     def sheet(self) -> Path:
         """The gallery."""
         return self.output / GALLERY
 
+    def describe(self, model: Path, exported: ExportedModel, settings: str) -> None:
+        """Say what predicts.
+
+        Args:
+            model: File of the model.
+            exported: The model.
+            settings: What else the scores depend on.
+        """
+        metadata = exported.metadata
+        self.model, self.digest, self.crop_box = str(model.resolve()), exported.digest, metadata.crop_box
+        shift = metadata.in_force[0] - metadata.image.threshold
+        self.shift = 0.0 if math.isnan(shift) else shift
+        self.made_by = f"{exported.digest} {settings}"
+
     def note_down(self) -> None:
         """Write what the scores are made by; rows that are kept keep their note, and its time."""
-        self.output.mkdir(parents=True, exist_ok=True)
         if not self.raw_scores:
-            self.note.write_text(json.dumps(self._made_of), encoding="utf-8")
-
-    @property
-    def _made_of(self) -> dict[str, str]:
-        return {"made_by": self.made_by, "images": str(self.root.resolve())}
+            write_note(self.output, self.root, self.model, self.made_by, self.crop_box, {"": self.shift})
 
     def is_noted(self) -> bool:
         """Whether the note of an earlier run says that it was made by the same, of the same folder."""
-        try:
-            return json.loads(self.note.read_text(encoding="utf-8")) == self._made_of
-        except (OSError, ValueError):
-            return False
+        note = read_note(self.output)
+        return (note.get("made_by"), note.get("images")) == (self.made_by, str(self.root.resolve()))
 
     def name(self, item: Item) -> str:
         """What an image is called in the table and on its picture."""
         return item.path.relative_to(self.root).as_posix()
+
+    def heat_map(self, item: Item) -> Path:
+        """Where the heat map of an image goes."""
+        return heat_map_of(self.output, self.name(item))
 
 
 def find_images(images: Path) -> Found:
@@ -198,10 +226,9 @@ def resume(job: Job) -> None:
     began = job.note.stat().st_mtime
     # a kill may have left half a row, and rows without their pictures
     done = {job.name(item) for item in job.items if _written(item.path) < began and _is_drawn(job, item)}
-    rows = [row for row in read_rows(job.table) if row.image in done and not row.error]
-    job.raw_scores = {row.image: row.raw_score for row in rows}
+    kept = keep_records(job.output, done)
+    job.raw_scores = {record["path"]: record["raw_score"] for record in kept if record["raw_score"] is not None}
     job.items = [item for item in job.items if job.name(item) not in job.raw_scores]
-    write_rows(job.table, rows)
 
 
 def _written(path: Path) -> float:
@@ -220,6 +247,9 @@ def _is_drawn(job: Job, item: Item) -> bool:
 def _name_pictures(job: Job, images: Path) -> None:
     if images.is_dir() and job.output.resolve().is_relative_to(images.resolve()):
         msg = f"The pictures would become images of the next run. Choose an output outside {images}."
+        raise ValueError(msg)
+    if any(path.relative_to(job.root).parts[0] == HEAT_MAPS for path in (item.path for item in job.items)):
+        msg = f"Heat maps are written to {HEAT_MAPS}: a folder of images needs another name, in {job.root}."
         raise ValueError(msg)
     names = picture_names([item.path for item in job.items], job.root, [GALLERY])
     job.pictures = {path: job.output / name for path, name in names.items()}

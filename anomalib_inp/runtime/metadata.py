@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from anomalib_inp.frame import CropBox
+from anomalib_inp.results.inspection import EVERYTHING, Inspection
 from anomalib_inp.thresholds.scale import NO_SCORES, Scale, ValidationScores
 
 KEY = "anomalib_inp"
@@ -34,6 +35,9 @@ class Metadata(NamedTuple):
         pixel_limit: The same for maps.
         validation: Raw scores of the validation images that the image threshold is of.
         category_validation: The same of each category.
+        inspection: What of an image is inspected, and how large a region must be.
+        map_size: Height and width of the map; ``None`` of exports of before.
+        share: Share of the pixels of a map that a score is the mean of; ``None`` likewise.
     """
 
     normalized: bool
@@ -46,6 +50,9 @@ class Metadata(NamedTuple):
     category: str | None = None
     validation: ValidationScores = NO_SCORES
     category_validation: dict[str, ValidationScores] = {}
+    inspection: Inspection = EVERYTHING
+    map_size: tuple[int, int] | None = None
+    share: float | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "Metadata":
@@ -61,6 +68,8 @@ class Metadata(NamedTuple):
         read: dict[str, Any] = {
             "crop_box": CropBox(*values.pop("crop_box")),
             "validation": ValidationScores(*values.pop("validation", NO_SCORES)),
+            "inspection": Inspection(*values.pop("inspection", EVERYTHING)),
+            "map_size": tuple(values.pop("map_size", None) or ()) or None,
             "category_validation": {
                 name: ValidationScores(*kept) for name, kept in values.pop("category_validation", {}).items()
             },
@@ -84,6 +93,16 @@ class Metadata(NamedTuple):
         image, pixel = self.categories[category]
         kept = self.category_validation.get(category, NO_SCORES)
         return self._replace(image=image, pixel=pixel, validation=kept)
+
+    @property
+    def in_force(self) -> tuple[float, float]:
+        """Raw score and raw map value above which something is anomalous; NaN without thresholds."""
+        return self.image.in_force(self.image_limit), self.pixel.in_force(self.pixel_limit)
+
+    @property
+    def places(self) -> np.ndarray | None:
+        """Which places of the map are inspected, bool ``(h, w)``; ``None`` for all of them."""
+        return None if self.map_size is None else self.inspection.places(self.crop_box, self.map_size)
 
     def to_raw(self, normalized: Any, kind: str = "image") -> np.ndarray:
         """Turn normalised scores (``kind="image"``) or map values (``"pixel"``) into raw ones."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from anomalib_inp.images import as_batch, read_pixels
+from anomalib_inp.results.regions import Region, find_regions
 from anomalib_inp.runtime.metadata import Metadata
 from anomalib_inp.runtime.model import ExportedModel, Predictions
 
@@ -21,10 +22,12 @@ class Prediction(NamedTuple):
     Attributes:
         score: Image score as the model gives it, normalised or raw.
         label: Whether the score is above the threshold; ``None`` without one.
-        mask: Pixels above the threshold ``(h, w)``; ``None`` without one.
+        mask: Pixels above the threshold ``(h, w)``, those of regions that are too small left out; ``None`` without one.
         raw_score: Image score before normalisation.
         raw_map: Anomaly map before normalisation ``(h, w)``.
         shown_map: Anomaly map as pictures show it: normalised where there is a threshold.
+        size: Width and height of the image in pixels.
+        regions: Connected regions above the threshold, the highest peak first.
     """
 
     score: float
@@ -33,6 +36,8 @@ class Prediction(NamedTuple):
     raw_score: float
     raw_map: np.ndarray
     shown_map: np.ndarray
+    size: tuple[int, int]
+    regions: list[Region]
 
 
 def predict(exported: ExportedModel, path: Path) -> Prediction:
@@ -41,7 +46,8 @@ def predict(exported: ExportedModel, path: Path) -> Prediction:
     Raises:
         ValueError: The file is no readable image, or the model gives no number for it.
     """
-    return interpret(exported(read(path)), exported.metadata)
+    image = read(path)
+    return interpret(exported(image), exported.metadata, (image.shape[3], image.shape[2]))
 
 
 def raw_scores(model: Path, images: Iterable[Path]) -> Iterator[float]:
@@ -52,7 +58,7 @@ def raw_scores(model: Path, images: Iterable[Path]) -> Iterator[float]:
     """
     exported = ExportedModel(model, performance="throughput")
     for outputs in exported.stream(exported.prepare(read_pixels(image)) for image in images):
-        yield interpret(outputs, exported.metadata).raw_score
+        yield raw_score(outputs, exported.metadata)
 
 
 def read(path: str | Path) -> np.ndarray:
@@ -64,8 +70,8 @@ def read(path: str | Path) -> np.ndarray:
     return as_batch(read_pixels(path))
 
 
-def interpret(result: Predictions, metadata: Metadata) -> Prediction:
-    """Take the only image out of a batch of one, raw and as pictures show it.
+def raw_score(result: Predictions, metadata: Metadata) -> float:
+    """Score of the only image of a batch of one, before normalisation.
 
     Raises:
         ValueError: The score is no number.
@@ -76,13 +82,31 @@ def interpret(result: Predictions, metadata: Metadata) -> Prediction:
             "computes in. Use f32, or export it anew."
         )
         raise ValueError(msg)
-    score, shown_map = float(result.pred_score[0]), result.anomaly_map[0, 0]
-    raw_score, raw_map = score, shown_map
+    score = float(result.pred_score[0])
+    return float(metadata.to_raw(score)) if metadata.normalized else score
+
+
+def interpret(result: Predictions, metadata: Metadata, size: tuple[int, int]) -> Prediction:
+    """Take the only image out of a batch of one, raw and as pictures show it, with its regions.
+
+    Args:
+        result: What the model gives.
+        metadata: What it says of itself.
+        size: Width and height of the image in pixels.
+
+    Raises:
+        ValueError: The score is no number.
+    """
+    raw, raw_map = raw_score(result, metadata), result.anomaly_map[0, 0]
     decides = not math.isnan(metadata.image.threshold)
+    shown_map = raw_map
     if metadata.normalized:
-        raw_score, raw_map = float(metadata.to_raw(score)), metadata.to_raw(shown_map, "pixel")
+        raw_map = metadata.to_raw(shown_map, "pixel")
     elif decides:
         shown_map = metadata.to_normalized(raw_map, "pixel")
     label = bool(result.pred_label[0]) if decides and result.pred_label is not None else None
     mask = result.pred_mask[0, 0] if decides and result.pred_mask is not None else None
-    return Prediction(score, label, mask, raw_score, raw_map, shown_map)
+    regions: list[Region] = []
+    if mask is not None:
+        regions, mask = find_regions(mask, raw_map, metadata.crop_box, size, metadata.inspection.smallest_area)
+    return Prediction(float(result.pred_score[0]), label, mask, raw, raw_map, shown_map, size, regions)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anomalib_inp.outputs import Reconstruction, full_precision
 from anomalib_inp.scoring.image_score import TOP_FRACTION, image_score
+from anomalib_inp.scoring.inspected import Everywhere
 from anomalib_inp.scoring.readings import Reading
 from anomalib_inp.scoring.smoothing import Smoothing
 
@@ -28,6 +29,9 @@ class Detector(nn.Module):
         map: Name of the anomaly map that is shown, by default the first; it may be changed at any time.
         map_size: Height and width of the map in pixels; ``None`` gives the size of the input.
         shares: Share of the highest pixels that an image is scored by, of maps for which it is not the published one.
+
+    Attributes:
+        inspected: Which places of the maps count.
 
     Raises:
         ValueError: Unknown map.
@@ -49,6 +53,7 @@ class Detector(nn.Module):
         self.heads = nn.ModuleList(dict.fromkeys(heads))
         self.map = next(iter(maps)) if map is None else map
         self.smoothing = Smoothing(map_size)
+        self.inspected = Everywhere()
 
     @property
     def map(self) -> str:
@@ -78,7 +83,8 @@ class Detector(nn.Module):
         image_size = (grid[0] * patch, grid[1] * patch)
         maps = [self._smooth(reading(reconstruction), image_size) for reading in self.maps[self.map]]
         shown = torch.stack(maps).mean(dim=0)  # (1 or 2, B, 1, h, w)
-        return InferenceBatch(pred_score=image_score(shown[-1], self.shares[self.map]), anomaly_map=shown[0])
+        score = image_score(self.inspected.values(shown[-1]), self.shares[self.map])
+        return InferenceBatch(pred_score=score, anomaly_map=self.inspected.hide(shown[0]))
 
     def _smooth(self, reading: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Smooth what a reading gives, one map or two: ``(1 or 2, B, 1, h, w)``."""

@@ -9,12 +9,16 @@ TOP_FRACTION = 0.01
 
 
 def image_score(anomaly_map: Tensor, share: float = TOP_FRACTION) -> Tensor:
-    """Mean of the highest pixels of each map ``(B, 1, H, W)``: ``(B,)`` (reference, ``max_ratio``).
+    """Mean of the highest pixels of each map: ``(B,)`` (reference, ``max_ratio``).
 
     Args:
-        anomaly_map: The maps.
+        anomaly_map: The maps ``(B, 1, H, W)``, or those of their pixels that count ``(B, N)``.
         share: Share of the pixels, at least one; published is 1 %.
     """
     values = anomaly_map.flatten(1)
-    highest = max(1, int(values.shape[1] * share))
-    return values.topk(highest, dim=1, sorted=False).values.mean(dim=1)
+    return values.topk(num_highest(values.shape[1], share), dim=1, sorted=False).values.mean(dim=1)
+
+
+def num_highest(num_pixels: int, share: float) -> int:
+    """Count the pixels that a share of them is, at least one."""
+    return max(1, int(num_pixels * share))

@@ -57,6 +57,9 @@ class ValidationScales(nn.Module):
         categories, masked = belongs.indices.to(device)[counted], belongs.masked.to(device)[counted]
         labels = torch.zeros_like(categories) if batch.gt_label is None else batch.gt_label[counted]
         masks = None if batch.gt_mask is None else batch.gt_mask[counted]
+        if (places := getattr(batch, "inspected", None)) is not None:  # (h, w): of the others nothing is learnt
+            maps = maps[..., places].unsqueeze(-2)
+            masks = None if masks is None else masks[..., places].unsqueeze(-2)
         for chosen, truth in ((masked, masks), (~masked, None)):
             if self.of_each is not None and chosen.any():
                 values = (scores[chosen], labels[chosen], maps[chosen])

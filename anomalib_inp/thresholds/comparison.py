@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import binomtest, bootstrap, rankdata
 
-from anomalib_inp.score_table import Row
+from anomalib_inp.results.score_table import Row
 from anomalib_inp.thresholds.rates import CONFIDENCE, ROUNDING
 
 

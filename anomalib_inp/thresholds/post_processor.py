@@ -308,6 +308,11 @@ class InpPostProcessor(PostProcessor):
             return self._ranges_of(category)[kind == "pixel"]
         return self._common_scale(kind)
 
+    def in_force(self, kind: str, category: str | None = None) -> float:
+        """Raw value above which a score (``"image"``) or pixel (``"pixel"``) is anomalous; see :meth:`scale`."""
+        scale = Scale(*map(float, self.scale(kind, category)))
+        return scale.in_force(1 - getattr(self, f"{kind}_sensitivity"))
+
     def _ranges_of(self, category: str) -> tuple[Scale, Scale]:
         if category not in self.ranges:
             present = ", ".join(self.ranges) or "none: validate with MultiCategory"

@@ -72,6 +72,13 @@ class Scale(NamedTuple):
         raw = margin_of(xp.clip(normalised, EDGE, 1 - EDGE)) * span + threshold
         return xp.where(xp.isnan(threshold), normalised, raw)
 
+    def in_force(self, limit: float = 0.5) -> float:
+        """Raw value above which something is anomalous where a limit, a sensitivity, moves it from the threshold.
+
+        Those are numbers; NaN without a threshold.
+        """
+        return math.nan if math.isnan(self.threshold) else float(self.to_raw(limit))
+
     def moved(self, threshold: float) -> "Scale":
         """Move a threshold that is a number, and the ends by the same amount: the span, so the steepness, stays."""
         shift = 0 if math.isnan(self.threshold) else threshold - self.threshold

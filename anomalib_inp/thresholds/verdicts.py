@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from anomalib_inp.files import replacing
-from anomalib_inp.score_table import COUNTED, GOOD, WRITTEN, Row
+from anomalib_inp.results.score_table import COUNTED, GOOD, WRITTEN, Row
 from anomalib_inp.thresholds.rates import Rate
 
 COLUMNS = ("kind", "images", "above", "share", "low", "high")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from anomalib_inp.data.sample import write_sample_data
-from anomalib_inp.score_table import read_all_rows
+from anomalib_inp.results.score_table import read_all_rows
 
 
 def execute(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -18,8 +18,8 @@ from anomalib_inp.checkpoints.own import read_checkpoint, write_checkpoint
 from anomalib_inp.data import MultiCategory
 from anomalib_inp.models.convert import set_map
 from anomalib_inp.models.registry import load_model
+from anomalib_inp.results.score_table import read_all_rows
 from anomalib_inp.runtime.metadata import read_metadata
-from anomalib_inp.score_table import read_all_rows
 
 CATEGORIES = ["brick", "grass"]
 KINDS = ["ckpt", "onnx", "xml"]

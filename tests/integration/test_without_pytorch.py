@@ -8,19 +8,25 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from anomalib_inp import InpFormer
 from anomalib_inp.cli import COMMANDS
+from anomalib_inp.results.records import FILE, read_records
 from anomalib_inp.runtime.model import ExportedModel
 
+Make = Callable[..., Any]
 WRITTEN = Path(__file__).parents[1] / "golden" / "written_before"
 MISSING = (
     *("torch", "torchvision", "torchmetrics", "anomalib", "lightning", "timm", "kornia", "safetensors", "filelock"),
-    *("matplotlib", "pandas", "cv2", "scipy", "skimage", "sklearn", "onnx", "onnxscript", "nncf"),
+    *("matplotlib", "pandas", "scipy", "skimage", "sklearn", "onnx", "onnxscript", "nncf"),
 )
 NEEDS_MORE = "pip install 'anomalib-inp[train]'"
 
@@ -102,6 +108,9 @@ def test_exports_run(kind: str, other: str, folder: Path) -> None:
     assert f"No metrics: they need {NEEDS_MORE}" in several
     assert "Image threshold: 0.834874" in threshold
     pictures = {path.relative_to(results / "all").as_posix() for path in (results / "all").rglob("*.png")}
+    heat_maps = {name for name in pictures if name.startswith("heat_maps/")}
+    assert heat_maps == {f"heat_maps/{name}.png" for name in ("good/000.png", "good/001.jpg", "dent/000.png")}
+    pictures -= heat_maps
     assert pictures == {"good/000.png", "good/001.png", "dent/000.png", "gallery.png"}
     scores = [(results / name / "scores.csv").read_text().splitlines() for name in ("one", "all")]
     assert [len(rows) for rows in scores] == [2, 4]
@@ -118,6 +127,48 @@ def test_thresholds_move(kind: str, folder: Path) -> None:
     assert moved[0] is shown[0] is None
     assert moved[1] == shown[1]
     assert "Image threshold: 0.5\n" in shown[1]
+
+
+@pytest.mark.parametrize("kind", ["openvino", "onnx"])
+def test_a_mask_is_put_in_and_a_run_reported(kind: str, folder: Path, tiny_model: Make, tmp_path: Path) -> None:
+    """Regions are listed where the mask is white, down to the smallest area, and the page is written."""
+    torch.manual_seed(0)
+    model = tiny_model(InpFormer, spread=8, target_layers=[1, 2], map_size=48, image_size=64, evaluator=False).eval()
+    image = torch.from_numpy(np.asarray(Image.open(folder / "part/test/good/000.png"))).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        found = model.model(model.pre_processor.transform(image))
+    model.post_processor.set_thresholds(float(found.pred_score), float(found.anomaly_map.quantile(0.7)))
+    path, size = str(getattr(model, f"to_{kind}")(tmp_path)), image.shape[:1:-1]
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[:, :30] = 255
+    Image.fromarray(pixels).save(tmp_path / "roi.png")
+    predict = ["predict", path, str(folder / "part/test"), "--output"]
+    commands = [
+        [*predict, str(tmp_path / "everything")],
+        ["inspect", path, "--mask", str(tmp_path / "roi.png"), "--smallest_area", "30"],
+        ["inspect", path],
+        [*predict, str(tmp_path / "left")],
+        ["report", str(tmp_path / "left")],
+        ["inspect", path, "--mask=", "--smallest_area", "0"],
+        ["inspect", str(folder / "model.xml"), "--mask", str(tmp_path / "roi.png")],
+    ]
+    endings, _ = run(commands, tuple(name for name in MISSING if kind == "openvino" or name != "onnx"))
+    *fine, (refused, _) = endings
+    assert [code for code, _ in fine] == [None] * 6, endings
+    _, (_, changed), (_, shown), _, (_, reported), (_, whole) = fine
+    assert "Inspected: 50.0% of the image" in changed
+    assert "choose them anew" in changed
+    assert changed.startswith(shown)
+    assert "3 images" in reported
+    assert "Inspected: everything\nSmallest area: 0 pixels" in whole
+    assert "an export of an earlier version" in refused
+    everything, left = (
+        [region for record in read_records(tmp_path / name / FILE) for region in record["regions"]]
+        for name in ("everything", "left")
+    )
+    assert max(region["box"][2] for region in everything) > size[0] / 2 + 1
+    assert max(region["box"][2] for region in left) <= size[0] / 2 + 1
+    assert min(region["area"] for region in left) >= 30 > min(region["area"] for region in everything)
 
 
 def test_a_threshold_is_chosen_by_false_alarms(folder: Path) -> None:

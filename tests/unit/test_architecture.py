@@ -18,7 +18,7 @@ PACKAGE = Path(anomalib_inp.__file__).parent
 
 ALLOWED: dict[str, set[str]] = {
     "files": set(),
-    "score_table": {"files"},
+    "results": {"files", "frame"},
     "frame": set(),
     "images": set(),
     "errors": set(),
@@ -29,18 +29,19 @@ ALLOWED: dict[str, set[str]] = {
     "networks": {"encoder", "outputs", "distances"},
     "losses": {"outputs", "distances"},
     "scoring": {"outputs", "distances"},
-    "data": {"errors", "files", "frame", "images", "preprocessing", "score_table"},
+    "data": {"errors", "files", "frame", "images", "preprocessing", "results"},
     "evaluation": {"data"},
-    "thresholds": {"data", "evaluation", "files", "score_table"},
+    "thresholds": {"data", "evaluation", "files", "results"},
     "training": {"data", "encoder", "files", "frame", "images", "preprocessing", "outputs", "scoring"},
     "pictures": {"data", "frame", "images", "preprocessing", "scoring", "training"},
-    "checkpoints": {"encoder", "networks", "files", "thresholds"},
-    "runtime": {"files", "frame", "images", "thresholds", "pictures", "score_table"},
-    "exporting": {"runtime", "files", "preprocessing", "thresholds", "evaluation"},
+    "checkpoints": {"encoder", "networks", "files", "results", "thresholds"},
+    "runtime": {"files", "frame", "images", "thresholds", "pictures", "results"},
+    "reports": {"files", "images", "pictures", "results"},
+    "exporting": {"runtime", "scoring", "files", "preprocessing", "thresholds", "evaluation"},
     "models": {
         *("encoder", "networks", "losses", "scoring", "data", "evaluation", "thresholds", "training", "pictures"),
         *("checkpoints", "exporting", "runtime", "preprocessing", "outputs", "files", "frame", "images", "errors"),
-        "score_table",
+        "results",
     },
     "benchmarks": {
         *("models", "data", "evaluation", "pictures", "checkpoints", "exporting", "runtime", "files"),
@@ -48,11 +49,14 @@ ALLOWED: dict[str, set[str]] = {
 }
 """Which rooms a room imports, besides itself. Command line, plugin and the package's own names may import all."""
 
-LIGHT = ("files", "frame", "images", "errors", "thresholds.scale", "pictures.strip", "pictures.gallery", "runtime")
+LIGHT = (
+    *("files", "frame", "images", "errors", "thresholds.scale", "pictures.strip", "pictures.gallery", "results"),
+    *("runtime", "reports"),
+)
 """What runs on a computer without PyTorch."""
 HEAVY = {
     *("torch", "torchvision", "torchmetrics", "anomalib", "lightning", "timm", "kornia", "safetensors", "nncf"),
-    *("pandas", "matplotlib", "cv2", "scipy", "skimage", "sklearn"),
+    *("pandas", "matplotlib", "scipy", "skimage", "sklearn"),
 }
 
 

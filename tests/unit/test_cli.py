@@ -16,9 +16,11 @@ from PIL import Image
 from anomalib_inp import InpFormer, cli
 from anomalib_inp.checkpoints import edit
 from anomalib_inp.data.sample import CATEGORIES, write_sample_data
+from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.runtime import metadata
 from anomalib_inp.runtime.job import Job
-from anomalib_inp.thresholds.scale import Scale, Thresholds
+from anomalib_inp.runtime.metadata import Metadata
+from anomalib_inp.thresholds.scale import NO_SCALE, Scale, Thresholds
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "inp_former_tiny" / "model.pth"
 COMMANDS = {name: cli.find_command(name) for name in cli.COMMANDS}
@@ -205,7 +207,9 @@ def test_predict(run: Run, exported: Path, images: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("COLUMNS", "200")
     printed = run("predict", exported, images)
     found = {path.relative_to("predictions").as_posix() for path in Path("predictions").rglob("*") if path.is_file()}
-    assert found == {"dent/000.png", "good/000.png", "gallery.png", "scores.csv", "confusion.csv", "run.json"}
+    heat_maps = {f"heat_maps/{name}/000.png.png" for name in ("dent", "good")}
+    files = {"scores.csv", "predictions.jsonl", "confusion.csv", "run.json"}
+    assert found == {"dent/000.png", "good/000.png", "gallery.png", *files, *heat_maps}
     assert len(Path("predictions/scores.csv").read_text().splitlines()) == 3
     for text in ("AUROC", "AUPRO", "part", "predictions/scores.csv", "predictions/gallery.png"):
         assert text in printed
@@ -216,6 +220,7 @@ def test_predict_passes_its_options_on(run: Run, images: Path, tmp_path: Path, m
 
     class Exported:
         digest = "of nothing"
+        metadata = Metadata(False, NO_SCALE, NO_SCALE, WHOLE_IMAGE)
 
         def __init__(self, *given: object, category: str | None) -> None:
             calls.append((*given, category))

@@ -79,3 +79,17 @@ def test_counting_needs_no_memory_for_the_images():
         metric.update(torch.rand(4, 16, 16), torch.rand(4, 16, 16) > 0.9, torch.zeros(4, dtype=torch.long))
     assert size() == before
     assert int(metric.normal.sum() + metric.anomalous.sum()) == 3 * 4 * 256
+
+
+def test_places_that_do_not_count():
+    """The same as if the maps had been cut: regions are cut, and rates are of what is left."""
+    _, _, maps, masks = make_data("smooth")
+    width = maps.shape[-1] // 2
+    places = torch.zeros(maps.shape[1:], dtype=torch.bool)
+    places[:, :width] = True
+    categories = torch.zeros(len(maps), dtype=torch.long)
+    some, cut = BinnedPixels(1, places), BinnedPixels()
+    some.update(torch.from_numpy(maps).float(), torch.from_numpy(masks), categories)
+    cut.update(torch.from_numpy(maps[..., :width]).float(), torch.from_numpy(masks[..., :width]), categories)
+    assert some.compute() == cut.compute()
+    assert some.compute()[0]["pixel_AUPRO"] < 1

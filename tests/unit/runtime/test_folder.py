@@ -28,6 +28,7 @@ from anomalib_inp.exporting.convert import metadata_of
 from anomalib_inp.frame import WHOLE_IMAGE
 from anomalib_inp.images import as_batch
 from anomalib_inp.pictures.strip import draw_result
+from anomalib_inp.results.writer import HEAT_MAPS
 from anomalib_inp.runtime import folder
 from anomalib_inp.runtime.folder import THREADS, draw_gallery, predict_folder
 from anomalib_inp.runtime.job import Item, Job, find_images, plan, resume
@@ -134,10 +135,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What is measured from now on: scores, labels, maps and masks, and what comes out."""
     measured: list[dict[str, Any]] = []
 
-    def spy(images: Iterable[tuple], num_images: int) -> tuple[dict[str, float], int]:
+    def spy(images: Iterable[tuple], *count_and_places: Any) -> tuple[dict[str, float], int]:
         images = list(images)
         scores, labels, maps, masks = zip(*images, strict=True)
-        values, unmasked = predictions_measure(images, num_images)
+        values, unmasked = predictions_measure(images, *count_and_places)
         measured.append({"scores": scores, "labels": labels, "maps": maps, "masks": masks, "values": values})
         return values, unmasked
 
@@ -152,7 +153,9 @@ def table(output: Path) -> list[dict[str, str]]:
 
 
 def files_below(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Files of a folder, less the heat maps, which lie below one of their own."""
+    files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path.as_posix() for path in files if path.parts[0] != HEAT_MAPS}
 
 
 # --- a test folder ----------------------------------------------------------------------------------------------------
@@ -170,7 +173,14 @@ def test_a_test_folder_gives_scores_pictures_and_metrics(
     output = tmp_path / "results"
     predict_images(exported, test_folder, output)
 
-    assert files_below(output) == {*NAMES, "scores.csv", "confusion.csv", "run.json", "gallery.png"}
+    assert files_below(output) == {
+        *NAMES,
+        "scores.csv",
+        "predictions.jsonl",
+        "confusion.csv",
+        "run.json",
+        "gallery.png",
+    }
     network, metadata = ExportedModel(exported), read_metadata(exported)
     rows = table(output)
     assert [row["image"] for row in rows] == sorted(NAMES)
@@ -204,7 +214,7 @@ def test_a_test_folder_gives_scores_pictures_and_metrics(
     assert seen["values"] == pytest.approx(seven_metrics(scores, labels, raw_maps, masks), abs=1e-6)
     for value in seen["values"].values():
         assert f"{100 * value:.2f}" in printed
-    for text in ("part", "scores.csv", "gallery.png"):
+    for text in ("part", "scores.csv", "predictions.jsonl", "gallery.png"):
         assert text in printed
     assert Image.open(output / "gallery.png").height > 5 * Image.open(output / NAMES[0]).height
 
@@ -236,6 +246,7 @@ def test_a_plain_folder_gives_no_metrics(in_torch: Path, tmp_path: Path, capsys:
         "below/b.png",
         "below/c.png",
         "scores.csv",
+        "predictions.jsonl",
         "run.json",
         "gallery.png",
     }
@@ -245,7 +256,13 @@ def test_a_plain_folder_gives_no_metrics(in_torch: Path, tmp_path: Path, capsys:
 
 def test_a_single_image(test_folder: Path, in_torch: Path, tmp_path: Path) -> None:
     predict_images(in_torch, test_folder / "dent/001.png", tmp_path / "results")
-    assert files_below(tmp_path / "results") == {"001.png", "scores.csv", "run.json", "gallery.png"}
+    assert files_below(tmp_path / "results") == {
+        "001.png",
+        "scores.csv",
+        "predictions.jsonl",
+        "run.json",
+        "gallery.png",
+    }
     assert [row["image"] for row in table(tmp_path / "results")] == ["001.png"]
 
 
@@ -258,6 +275,7 @@ def test_images_of_one_name_keep_a_picture_each(in_torch: Path, tmp_path: Path) 
         "a.png.png",
         "gallery.bmp.png",
         "scores.csv",
+        "predictions.jsonl",
         "run.json",
         "gallery.png",
     }
@@ -349,7 +367,7 @@ def test_without_pictures(test_folder: Path, in_torch: Path, tmp_path: Path, cap
     predict_images(in_torch, test_folder, tmp_path / "with")
     capsys.readouterr()
     predict_images(in_torch, test_folder, tmp_path / "without", pictures=False)
-    assert files_below(tmp_path / "without") == {"scores.csv", "confusion.csv", "run.json"}
+    assert files_below(tmp_path / "without") == {"scores.csv", "predictions.jsonl", "confusion.csv", "run.json"}
     assert (tmp_path / "without/scores.csv").read_bytes() == (tmp_path / "with/scores.csv").read_bytes()
     printed = capsys.readouterr().out
     assert "AUROC" in printed
@@ -411,7 +429,12 @@ def test_what_comes_before_a_broken_image_is_written(brightness_folder: Path, tm
     before = [f"{index:03}" for index in range(24)]
     assert [Path(row["image"]).stem for row in table(tmp_path / "results")] == [*before, "024"]
     assert "is no readable image" in table(tmp_path / "results")[-1]["error"]
-    assert files_below(tmp_path / "results") == {"scores.csv", "run.json", *(f"{name}.png" for name in before)}
+    assert files_below(tmp_path / "results") == {
+        "scores.csv",
+        "predictions.jsonl",
+        "run.json",
+        *(f"{name}.png" for name in before),
+    }
 
 
 @pytest.mark.parametrize("pictures", [False, True])
@@ -660,7 +683,7 @@ def test_folders_and_images_may_be_called_alike(tmp_path: Path, in_torch: Path) 
     predict_images(in_torch, tmp_path / "images", tmp_path / "results")
     assert files_below(tmp_path / "results") == {
         *("a.jpg.png", "a.png/b.png", long),
-        *("scores.csv", "run.json", "gallery.png"),
+        *("scores.csv", "predictions.jsonl", "run.json", "gallery.png"),
     }
 
 

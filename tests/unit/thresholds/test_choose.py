@@ -176,3 +176,31 @@ def test_thresholds_of_a_category_by_hand(images: dict[str, ImageBatch]) -> None
     post.category = "screw"
     with pytest.raises(ValueError, match="no thresholds of the category 'screw'"):
         post(InferenceBatch(pred_score=torch.rand(1), anomaly_map=torch.rand(1, 1, 2, 2)))
+
+
+def test_what_is_not_inspected_chooses_nothing(images: dict[str, ImageBatch]) -> None:
+    """Pixels of the right half are ten thousand; thresholds are those of the left half by itself."""
+    posts = []
+    for inspected in (True, False):
+        given = {}
+        for name, batch in images.items():
+            maps, masks = batch.anomaly_map[..., ::4, ::4][..., :1], batch.gt_mask
+            masks = None if masks is None else masks[..., ::4, ::4][..., :1]
+            if inspected:
+                maps = torch.cat([maps, torch.full_like(maps, 1e4)], dim=-1)
+                masks = None if masks is None else torch.cat([masks, masks], dim=-1)
+            given[name] = ImageBatch(
+                image=batch.image,
+                image_path=batch.image_path,
+                pred_score=batch.pred_score,
+                anomaly_map=maps,
+                gt_label=batch.gt_label,
+                gt_mask=masks,
+            )
+            if inspected:
+                given[name].inspected = torch.tensor([[True, False]]).expand(2, 2)
+        posts.append(InpPostProcessor())
+        validate(posts[-1], list(given.values()), table_of(given))
+    for name in CATEGORIES:
+        assert posts[0].ranges[name][1] == pytest.approx(posts[1].ranges[name][1])
+    assert posts[0].pixel_max < 1e3

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from anomalib_inp.score_table import Row
+from anomalib_inp.results.score_table import Row
 from anomalib_inp.thresholds.comparison import Comparison, Decisions, compare, table
 
 COUNT = 60

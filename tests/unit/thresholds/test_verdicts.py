@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from scipy.stats import binomtest
 
-from anomalib_inp.score_table import Row
+from anomalib_inp.results.score_table import Row
 from anomalib_inp.thresholds.rates import Rate
 from anomalib_inp.thresholds.verdicts import count_verdicts, verdict_table, write_verdicts
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalib_inp.score_table import COLUMNS, WRITTEN, Row, read_all_rows, read_rows, write_rows
+from anomalib_inp.results.score_table import COLUMNS, WRITTEN, Row, read_all_rows, read_rows, write_rows
 
 ROWS = [
     Row("good/1.png", 0.25, -1.5, False, kind="good"),
