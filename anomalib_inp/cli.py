@@ -35,6 +35,7 @@ COMMANDS = {
     "predict": "anomalib_inp.cli:predict",
     "report": "anomalib_inp.cli:report",
     "screen": "anomalib_inp.cli:screen",
+    "serve": "anomalib_inp.service.command:serve",
     "threshold": "anomalib_inp.cli:threshold",
 }
 """Where each command is: a function with its signature and its help, in a module that imports no PyTorch by itself."""
@@ -42,7 +43,7 @@ COMMANDS = {
 
 DESCRIPTION = f"""What anomalib's own command has no place for; and a front of it: {", ".join(front.FORWARDED)} take the
 same arguments as there, say in one message what is wrong, and print a line for an epoch."""
-SERVE = {"scipy"}
+SERVE = {"scipy", "fastapi", "fastapi_offline", "gradio", "prometheus_client", "pydantic", "starlette", "uvicorn"}
 """What is in the extra ``serve``; whatever else is missing is in ``train``."""
 UNREADABLE, INTERRUPTED = 3, 130
 """Exit codes: images could not be read; the user has stopped the command."""

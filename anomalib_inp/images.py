@@ -3,6 +3,7 @@
 
 """Images as they come, in files or arrays: their pixels as models take them, or one sentence that refuses them."""
 
+import io
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,12 +46,33 @@ def read_pixels(path: str | Path) -> np.ndarray:
     Raises:
         ValueError: The file is no readable image.
     """
+    return _read(path, str(path))
+
+
+def decode_pixels(content: bytes, name: str, most: int) -> np.ndarray:
+    """Read an image from the content of a file, as :func:`read_pixels` does.
+
+    Args:
+        content: What the file holds.
+        name: What the image is called in messages.
+        most: Pixels that it may have; it is looked at before anything is decoded.
+
+    Raises:
+        ValueError: It is no readable image, or too large.
+    """
+    return _read(io.BytesIO(content), name, most)
+
+
+def _read(file: str | Path | io.BytesIO, name: str, most: int | None = None) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            return _pixels_of(image)
+        with Image.open(file) as image:
+            if most is None or image.width * image.height <= most:
+                return _pixels_of(image)
+            fault: Exception | str = f"{image.width} x {image.height} pixels are more than the {most} that are taken"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # a broken PNG is a syntax error
-        msg = f"{path} is no readable image: {error}"
-        raise ValueError(msg) from error
+        fault = error
+    msg = f"{name} is no readable image: {str(fault).replace(repr(file), 'its content')}"
+    raise ValueError(msg) from (fault if isinstance(fault, Exception) else None)
 
 
 class Header(NamedTuple):

@@ -93,9 +93,7 @@ def draw_result(
     picture = panel_image(image, height)
     plain = np.asarray(picture)
 
-    inside = crop_box.inside(plain.shape[:2])
-    if places is not None:
-        inside = inside & (_place(_as_image(places), crop_box, picture.size, Image.Resampling.NEAREST) > 0)
+    inside = _inside(crop_box, places, picture.size)
     panels = {"image": plain}
     if gt_mask is not None:
         marked = place_mask(gt_mask, WHOLE_IMAGE, picture.size)
@@ -119,6 +117,34 @@ def draw_result(
         colour = _WRONG
     note = ", ".join(part for part in (name, "" if inside.all() else "hatched: not inspected") if part)
     return _lay_out(panels, headline, colour, note, (vmin, vmax), height)
+
+
+def draw_overlay(
+    image: Image.Image | np.ndarray,
+    shown_map: np.ndarray,
+    *,
+    pred_mask: np.ndarray | None = None,
+    crop_box: CropBox = WHOLE_IMAGE,
+    places: np.ndarray | None = None,
+    height: int = 640,
+) -> Image.Image:
+    """Draw what is found over an image: heat, outlines, and hatching where nothing is inspected.
+
+    Args:
+        image: The whole image, as :func:`draw_result` takes it.
+        shown_map: Map of the crop ``(h, w)``, normalised to [0, 1].
+        pred_mask: Mask of the crop ``(h, w)``.
+        crop_box: The part of the image that both cover.
+        places: Which places of the crop are inspected; by default all.
+        height: Height of the picture in pixels.
+    """
+    picture = panel_image(image, height)
+    plain = np.asarray(picture)
+    drawn = _glow(plain, np.clip(_place_map(shown_map, crop_box, picture.size), 0, 1))
+    drawn = _hatch_outside(drawn, _inside(crop_box, places, picture.size), height)
+    if pred_mask is not None:
+        drawn = _outline(drawn, place_mask(pred_mask, crop_box, picture.size), _FOUND, height)
+    return Image.fromarray(drawn)
 
 
 def _mask_label(found: bool, anomalous: bool | None) -> str:
@@ -167,6 +193,14 @@ def _place(plane: Image.Image, crop_box: CropBox, size: tuple[int, int], resampl
     """Draw a plane of the crop into a frame of the whole image ``(width, height)``; 0 outside the crop."""
     affine = crop_box.from_image((plane.height, plane.width), size[::-1])
     return np.asarray(plane.transform(size, Image.Transform.AFFINE, affine, resample))
+
+
+def _inside(crop_box: CropBox, places: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
+    """Tell which pixels of a frame of the whole image ``(width, height)`` are inspected: bool ``(H, W)``."""
+    inside = crop_box.inside(size[::-1])
+    if places is None:
+        return inside
+    return inside & (_place(_as_image(places), crop_box, size, Image.Resampling.NEAREST) > 0)
 
 
 def _place_map(anomaly_map: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray:

@@ -64,7 +64,7 @@ def set_thresholds(
 
 
 def set_inspection(
-    path: str | Path, mask: str | Path | None = None, smallest_area: float | None = None
+    path: str | Path, mask: str | Path | bytes | None = None, smallest_area: float | None = None
 ) -> tuple[Inspection, Inspection]:
     """Change what an exported model inspects, in place.
 
@@ -73,7 +73,8 @@ def set_inspection(
 
     Args:
         path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
-        mask: An image file, white where to look; an empty text for everywhere; ``None`` leaves it.
+        mask: An image file or the content of one, white where to look; an empty text for everywhere; ``None`` leaves
+            it.
         smallest_area: Pixels of the image that a region has at least; ``None`` leaves it.
 
     Returns:

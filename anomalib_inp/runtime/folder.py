@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,13 +18,12 @@ from anomalib_inp.frame import CropBox
 from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.gallery import gallery
 from anomalib_inp.pictures.strip import draw_result, panel_image
-from anomalib_inp.results.records import make_record, with_regions
 from anomalib_inp.results.score_table import GOOD
 from anomalib_inp.results.writer import ResultFiles, write_heat_map
 from anomalib_inp.runtime.job import Item, Job
 from anomalib_inp.runtime.metadata import Metadata
 from anomalib_inp.runtime.model import ExportedModel, Prepared
-from anomalib_inp.runtime.predict import Prediction, interpret
+from anomalib_inp.runtime.predict import Prediction, fault_of, interpret, record_of
 
 GALLERY_ROWS = 6
 THREADS = min(8, os.cpu_count() or 1)
@@ -62,7 +60,6 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
     """
     waiting: deque[tuple[Item, _Read]] = deque()
     metadata = exported.metadata
-    record = partial(make_record, model=job.digest, thresholds=metadata.in_force)
 
     def read(item: Item) -> tuple[Item, _Read, Prepared | None]:
         try:
@@ -87,7 +84,7 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
             item, _ = waiting.popleft()
             said = str(fault) if str(item.path) in str(fault) else f"{item.path}: {fault}"
             job.faults.append(said)
-            files.write(record(job.name(item), kind=item.kind, error=" ".join(said.split())))
+            files.write(fault_of(job.name(item), ValueError(said), metadata, job.digest, item.kind))
             yield ValueError(said)
 
     def results() -> Iterator[tuple[Item, Image.Image | None, Prediction]]:
@@ -101,10 +98,9 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
                 if strict:
                     return
                 continue
-            name, scores = job.name(item), (prediction.score, prediction.raw_score)
-            job.raw_scores[name] = prediction.raw_score
-            known = record(name, kind=item.kind, anomalous=prediction.label, scores=scores, size=found.size)
-            files.write(with_regions(known, prediction.regions))
+            record = record_of(job.name(item), prediction, metadata, job.digest, item.kind)
+            job.raw_scores[record["path"]] = prediction.raw_score
+            files.write(record)
             yield item, found.panel, prediction
 
     def draw(result: tuple[Item, Image.Image | None, Prediction]) -> tuple[Item, Prediction]:

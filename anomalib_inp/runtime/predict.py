@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from anomalib_inp.images import as_batch, read_pixels
+from anomalib_inp.results.records import Record, make_record, with_regions
 from anomalib_inp.results.regions import Region, find_regions
 from anomalib_inp.runtime.metadata import Metadata
 from anomalib_inp.runtime.model import ExportedModel, Predictions
@@ -68,6 +69,28 @@ def read(path: str | Path) -> np.ndarray:
         ValueError: The file is no readable image.
     """
     return as_batch(read_pixels(path))
+
+
+def record_of(name: str, prediction: Prediction, metadata: Metadata, digest: str, kind: str = "") -> Record:
+    """Write down what an exported model says of an image, now.
+
+    Args:
+        name: What the image is called.
+        prediction: What is said.
+        metadata: What the model says of itself.
+        digest: Fingerprint of its files.
+        kind: What the image really is, if that is known.
+    """
+    scores = (prediction.score, prediction.raw_score)
+    known = make_record(
+        name, digest, metadata.in_force, kind=kind, anomalous=prediction.label, scores=scores, size=prediction.size
+    )
+    return with_regions(known, prediction.regions)
+
+
+def fault_of(name: str, error: Exception, metadata: Metadata, digest: str, kind: str = "") -> Record:
+    """Write down why nothing can be said of an image."""
+    return make_record(name, digest, metadata.in_force, kind=kind, error=" ".join(str(error).split()))
 
 
 def raw_score(result: Predictions, metadata: Metadata) -> float:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from anomalib.data.utils import read_image
 from PIL import Image
@@ -21,6 +22,8 @@ DEEP = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK", "YCbCr", "HSV"])
 def test_images_of_eight_bits_are_read_as_anomalib_reads_them(tmp_path: Path, mode: str) -> None:
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read what it writes of this kind")
     path = tmp_path / ("image.tif" if mode in {"CMYK", "YCbCr"} else "image.png")
     image = Image.fromarray(COLOURS).convert(mode)
     (image.convert("RGB") if mode == "HSV" else image).save(path)

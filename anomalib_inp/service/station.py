@@ -1,0 +1,305 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The station: a page of the service where somebody looks at verdicts, moves the threshold and draws the mask."""
+
+import html
+import io
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported: nothing is sent anywhere
+
+import gradio as gr
+import numpy as np
+from fastapi import FastAPI
+from PIL import Image
+
+from anomalib_inp.pictures.histogram import score_histogram
+from anomalib_inp.results.feedback import Mistake, keep_feedback
+from anomalib_inp.results.records import Record
+from anomalib_inp.service.inspector import OVERLAY, Answer
+from anomalib_inp.service.limits import RefusedError, check_allowed
+from anomalib_inp.thresholds.rates import CONFIDENCE, Rate
+
+if TYPE_CHECKING:
+    from anomalib_inp.service.app import Service
+
+COLUMNS = ["x", "y", "width", "height", "area", "% of the image", "peak", "mean"]
+COLOURS = {"anomalous": "#c81e24", "normal": "#007d48", None: "#5b6470"}
+CANVAS = (720, 540)
+MOST_SEEN = 1000
+"""Scores of images that were looked at, which the histogram shows."""
+CSS = """
+.verdict { font-size: 1.6em; font-weight: 600; }
+.verdict small { font-weight: 400; font-size: .6em; opacity: .75; }
+"""
+
+
+class Seen(NamedTuple):
+    """An image that somebody looks at.
+
+    Attributes:
+        file: The file that was uploaded.
+        record: What was said of it.
+        overlay: The picture of it; ``None`` where it cannot be read.
+    """
+
+    file: str
+    record: Record
+    overlay: Image.Image | None
+
+
+class Station:
+    """What the page does when something is clicked.
+
+    Args:
+        service: The service.
+    """
+
+    def __init__(self, service: "Service") -> None:
+        self.service = service
+        self.scores: list[float] = []
+
+    async def look(self, files: list[str] | str | None) -> tuple[Any, ...]:
+        """Look at the images that were dropped or photographed."""
+        paths = [files] if isinstance(files, str) else files or []
+        seen: list[Seen] = []
+        for path in paths:  # one after the other, so that other clients come in between
+            name = Path(path).name
+            try:
+                seen += await self.service.look([(name, Path(path).read_bytes())], partial(_seen, path))
+            except RefusedError as error:
+                raise gr.Error(str(error)) from error
+        self.scores += [one.record["raw_score"] for one in seen if one.record["raw_score"] is not None]
+        del self.scores[:-MOST_SEEN]
+        pictures = [(one.overlay, _caption(one.record)) for one in seen if one.overlay is not None]
+        gallery = gr.Gallery(value=pictures, visible=len(pictures) > 1)
+        return seen, 0, gallery, *self.show(seen, 0)
+
+    def show(self, seen: list[Seen], index: int) -> tuple[Any, ...]:
+        """Show one of the images: verdict, picture, regions."""
+        shown = [one for one in seen if one.overlay is not None]
+        faults = [one.record["error"] for one in seen if one.overlay is None]
+        said = "".join(f"<p>{html.escape(str(fault))}</p>" for fault in faults)
+        if not shown:
+            return said or "<p>Drop images, or take one from the camera.</p>", None, []
+        record = shown[index].record
+        return _verdict(record) + said, shown[index].overlay, _rows(record)
+
+    def choose(self, seen: list[Seen], event: gr.SelectData) -> tuple[Any, ...]:
+        """Show the image that was clicked."""
+        return event.index, *self.show(seen, event.index)
+
+    def mark(self, mistake: Mistake, seen: list[Seen], index: int, token: str, request: gr.Request) -> str:
+        """Keep an image whose verdict was wrong."""
+        self.check(token, request)
+        shown = [one for one in seen if one.overlay is not None]
+        if not shown:
+            msg = "Look at an image first."
+            raise gr.Error(msg)
+        one = shown[index]
+        content, folder = Path(one.file).read_bytes(), Path(self.service.settings.feedback)
+        kept = keep_feedback(folder, mistake, content, one.record["path"], one.record["raw_score"], one.record["model"])
+        return f"Kept as {folder / kept['file']}."
+
+    def thresholds(self) -> tuple[Any, ...]:
+        """Show the scores, and the threshold in force."""
+        metadata = self.service.inspector.loaded.metadata
+        in_force = metadata.in_force[0]
+        if in_force != in_force:
+            return gr.Slider(visible=False), "<p>The model has no thresholds.</p>"
+        kept = [*metadata.validation.normal, *metadata.validation.anomalous, *self.scores, in_force]
+        room = 0.1 * ((max(kept) - min(kept)) or abs(in_force) or 1)
+        low, high = min(kept) - room, max(kept) + room
+        slider = gr.Slider(float(f"{low:.4g}"), float(f"{high:.4g}"), in_force, step=(high - low) / 1000, visible=True)
+        return slider, self.histogram(in_force)
+
+    def histogram(self, threshold: float) -> str:
+        """Draw the scores with a threshold, and say what it would do."""
+        metadata = self.service.inspector.loaded.metadata
+        normal, anomalous = metadata.validation
+        groups = {
+            "normal validation images": normal,
+            "anomalous validation images": anomalous,
+            "seen here": self.scores,
+        }
+        said = []
+        if normal:
+            alarms = Rate(sum(score > threshold for score in normal), len(normal))
+            bound = f"{alarms.upper_bound(CONFIDENCE):.1%}"
+            said.append(
+                f"Above it are {alarms.hits} of {alarms.total} normal validation images; of those to come, at most "
+                f"{bound}, {CONFIDENCE:.0%} sure."
+            )
+        if anomalous:
+            said.append(
+                f"{sum(score > threshold for score in anomalous)} of {len(anomalous)} anomalous ones are caught."
+            )
+        if self.scores:
+            said.append(f"{sum(score > threshold for score in self.scores)} of {len(self.scores)} seen here are above.")
+        picture = score_histogram(groups, {"in force": metadata.in_force[0], "moved": threshold})
+        return picture + "".join(f"<p>{sentence}</p>" for sentence in said)
+
+    def move(self, threshold: float, token: str, request: gr.Request) -> tuple[Any, ...]:
+        """Move the threshold, in the file of the model."""
+        self.check(token, request)
+        metadata = self.service.inspector.loaded.metadata
+        shift = metadata.in_force[0] - metadata.image.threshold  # where a sensitivity moves what is in force
+        try:
+            self.service.inspector.set_thresholds(threshold - shift, None)
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+        gr.Info(f"The image threshold is {threshold:.6g} now.")
+        return self.thresholds()
+
+    def background(self, seen: list[Seen], index: int) -> dict[str, Any]:
+        """Put the image that is shown under the brush, with what is ignored now painted over it."""
+        shown = [one for one in seen if one.overlay is not None]
+        inspection = self.service.inspector.loaded.metadata.inspection
+        if shown:
+            with Image.open(shown[index].file) as image:
+                picture = image.convert("RGB")
+        else:
+            size = CANVAS if inspection.pixels is None else inspection.pixels.shape[::-1]
+            picture = Image.new("RGB", size, (225, 228, 232))
+        picture.thumbnail(CANVAS)
+        layers = []
+        if inspection.pixels is not None:
+            mask = Image.fromarray(inspection.pixels.astype(np.uint8) * 255).resize(picture.size)
+            painted = np.zeros((*mask.size[::-1], 4), np.uint8)
+            painted[np.asarray(mask) == 0] = (0, 0, 0, 255)
+            layers = [Image.fromarray(painted)]
+        return {"background": picture, "layers": layers, "composite": None}
+
+    def ignore(self, painted: dict[str, Any] | None, area: float, token: str, request: gr.Request) -> str:
+        """Ignore what was painted, in the file of the model."""
+        self.check(token, request)
+        layers = [np.asarray(layer)[..., 3] > 0 for layer in (painted or {}).get("layers", []) if layer is not None]
+        hidden = np.any(layers, axis=0) if layers else np.zeros((1, 1), bool)
+        file = io.BytesIO()
+        Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)).save(file, "PNG")
+        try:
+            inspection = self.service.inspector.set_inspection(file.getvalue() if hidden.any() else "", area)
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+        pixels = inspection.pixels
+        share = "everything" if pixels is None else f"{pixels.mean():.1%} of the image"
+        return (
+            f"Inspected: {share}; regions have at least {inspection.smallest_area:g} pixels. Choose the threshold anew."
+        )
+
+    def check(self, token: str, request: gr.Request) -> None:
+        """Refuse changes of somebody who may not make them."""
+        try:
+            client = request.client.host if request.client else None
+            check_allowed(self.service.settings.token, token, client, request.headers)
+        except RefusedError as error:
+            self.service.metrics.refuse(error.reason)
+            raise gr.Error(str(error)) from error
+
+
+def _seen(path: str, answer: Answer) -> Seen:
+    png = answer.picture(OVERLAY)
+    return Seen(path, answer.record, None if png is None else Image.open(io.BytesIO(png)))
+
+
+def _caption(record: Record) -> str:
+    return f"{record['path']}: {record['verdict'] or 'no verdict'}, {record['score']:.3f}"
+
+
+def _verdict(record: Record) -> str:
+    colour, count = COLOURS[record["verdict"]], len(record["regions"])
+    regions = f"{count} region{'' if count == 1 else 's'}"
+    score = f"score {record['score']:.3f}, raw {record['raw_score']:.4g}, {regions}, {html.escape(record['path'])}"
+    return (
+        f'<div class="verdict" style="color:{colour}">{record["verdict"] or "no verdict"} <small>{score}</small></div>'
+    )
+
+
+def _rows(record: Record) -> list[list[float]]:
+    return [
+        [
+            *(region["box"][0], region["box"][1]),
+            *(region["box"][2] - region["box"][0], region["box"][3] - region["box"][1]),
+            *(round(region["area"]), round(region["area_percent"], 3)),
+            *(round(region["peak"], 4), round(region["mean"], 4)),
+        ]
+        for region in record["regions"]
+    ]
+
+
+def build_page(station: Station) -> gr.Blocks:
+    """Lay the page out."""
+    settings = station.service.settings
+    with gr.Blocks(title=f"Station: {settings.path.parent.name}/{settings.path.name}", analytics_enabled=False) as page:
+        seen, index = gr.State([]), gr.State(0)
+        token = gr.Textbox(label="Token for changes", type="password", visible=bool(settings.token), elem_id="token")
+        with gr.Tab("Look", id="look"), gr.Row():
+            with gr.Column(scale=2):
+                files = gr.File(
+                    file_count="multiple", file_types=["image"], label="Drop images", elem_id="files", height=160
+                )
+                camera = gr.Image(sources=["webcam"], type="filepath", label="Or take one", format="png", height=220)
+                gallery = gr.Gallery(
+                    label="Images", columns=3, height=360, visible=False, allow_preview=False, elem_id="gallery"
+                )
+            with gr.Column(scale=3):
+                verdict = gr.HTML("<p>Drop images, or take one from the camera.</p>", elem_id="verdict")
+                picture = gr.Image(
+                    label="What was found", interactive=False, format="png", elem_id="picture", buttons=[], height=460
+                )
+                with gr.Row():
+                    alarm = gr.Button("It is fine: a false alarm", elem_id="false-alarm")
+                    missed = gr.Button("It has a defect: missed", elem_id="missed")
+                marked = gr.Markdown(elem_id="marked")
+                regions = gr.Dataframe(
+                    headers=COLUMNS, label="Regions, in pixels of the image", interactive=False, elem_id="regions"
+                )
+        with gr.Tab("Threshold", id="threshold") as threshold_tab:
+            histogram = gr.HTML(elem_id="histogram")
+            slider = gr.Slider(0, 1, 0.5, label="Image threshold, raw score", elem_id="slider")
+            move = gr.Button("Put it in force", variant="primary", elem_id="move")
+        with gr.Tab("Mask", id="mask") as mask_tab:
+            gr.Markdown("Paint over what is to be ignored. It counts in no score, no region and no metric.")
+            editor = gr.ImageEditor(
+                type="pil", label="What is ignored", sources=[], transforms=[], format="png", elem_id="editor",
+                brush=gr.Brush(default_size=30, colors=["#000000"], color_mode="fixed"), canvas_size=CANVAS,
+            )  # fmt: skip
+            area = gr.Number(0, label="Smallest region, pixels of the image", minimum=0, elem_id="area")
+            ignore = gr.Button("Ignore what is painted", variant="primary", elem_id="ignore")
+            masked = gr.Markdown(elem_id="masked")
+
+        shown = [verdict, picture, regions]
+        quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        for arrives, source in ((files.upload, files), (camera.input, camera)):
+            arrives(station.look, source, [seen, index, gallery, *shown], **quick)
+        gallery.select(station.choose, seen, [index, *shown], **quick)
+        alarm.click(_marking(station, "false_alarm"), [seen, index, token], marked, **quick)
+        missed.click(_marking(station, "missed"), [seen, index, token], marked, **quick)
+        for event in (page.load, threshold_tab.select):
+            event(station.thresholds, None, [slider, histogram], **quick)
+        slider.change(station.histogram, slider, histogram, **quick)
+        move.click(station.move, [slider, token], [slider, histogram], **quick)
+        mask_tab.select(station.background, [seen, index], editor, **quick)
+        mask_tab.select(lambda: station.service.inspector.loaded.metadata.inspection.smallest_area, None, area, **quick)
+        ignore.click(station.ignore, [editor, area, token], masked, **quick)
+    return page
+
+
+def _marking(station: Station, mistake: Mistake) -> Any:
+    def mark(seen: list[Seen], index: int, token: str, request: gr.Request) -> str:
+        return station.mark(mistake, seen, index, token, request)
+
+    return mark
+
+
+def mount_station(app: FastAPI, service: "Service") -> FastAPI:
+    """Put the station at ``/`` of a service."""
+    theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no web fonts
+    most = service.settings.max_upload
+    return gr.mount_gradio_app(
+        app, build_page(Station(service)), path="/", max_file_size=most, footer_links=[], theme=theme, css=CSS
+    )
