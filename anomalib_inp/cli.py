@@ -37,13 +37,25 @@ COMMANDS = {
     "screen": "anomalib_inp.cli:screen",
     "serve": "anomalib_inp.service.command:serve",
     "threshold": "anomalib_inp.cli:threshold",
+    "watch": "anomalib_inp.watching.command:watch",
 }
 """Where each command is: a function with its signature and its help, in a module that imports no PyTorch by itself."""
 
 
 DESCRIPTION = f"""What anomalib's own command has no place for; and a front of it: {", ".join(front.FORWARDED)} take the
 same arguments as there, say in one message what is wrong, and print a line for an epoch."""
-SERVE = {"scipy", "fastapi", "fastapi_offline", "gradio", "prometheus_client", "pydantic", "starlette", "uvicorn"}
+SERVE = {
+    "scipy",
+    "fastapi",
+    "fastapi_offline",
+    "gradio",
+    "prometheus_client",
+    "pydantic",
+    "starlette",
+    "uvicorn",
+    "filelock",
+    "watchfiles",
+}
 """What is in the extra ``serve``; whatever else is missing is in ``train``."""
 UNREADABLE, INTERRUPTED = 3, 130
 """Exit codes: images could not be read; the user has stopped the command."""

@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"encoder", "networks", "files", "results", "thresholds"},
     "runtime": {"files", "frame", "images", "thresholds", "pictures", "results"},
     "reports": {"files", "images", "pictures", "results"},
+    "watching": {"files", "images", "pictures", "results", "runtime"},
     "service": {"images", "pictures", "results", "runtime", "thresholds"},
     "exporting": {"runtime", "scoring", "files", "preprocessing", "thresholds", "evaluation"},
     "models": {
@@ -52,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
 
 LIGHT = (
     *("files", "frame", "images", "errors", "thresholds.scale", "pictures.strip", "pictures.gallery", "results"),
-    *("runtime", "reports", "service", "pictures.histogram"),
+    *("runtime", "reports", "service", "watching", "pictures.histogram"),
 )
 """What runs on a computer without PyTorch."""
 HEAVY = {
