@@ -29,11 +29,13 @@ COMMANDS = {
     "compare": "anomalib_inp.cli:compare",
     "configs": "anomalib_inp.cli:configs",
     "convert": "anomalib_inp.cli:convert",
+    "feedback": "anomalib_inp.cli:feedback",
     "inspect": "anomalib_inp.cli:inspect",
     "learn": "anomalib_inp.cli:learn",
     "map": "anomalib_inp.cli:choose_map",
     "predict": "anomalib_inp.cli:predict",
     "report": "anomalib_inp.cli:report",
+    "retrain": "anomalib_inp.cli:retrain",
     "screen": "anomalib_inp.cli:screen",
     "serve": "anomalib_inp.service.command:serve",
     "threshold": "anomalib_inp.cli:threshold",
@@ -57,6 +59,8 @@ SERVE = {
     "watchfiles",
 }
 """What is in the extra ``serve``; whatever else is missing is in ``train``."""
+LISTS = {"learn": ("--images", "--exports"), "feedback": ("--false_alarms", "--missed", "--drop")}
+"""Options of commands that take several files; the first is meant where none is named."""
 UNREADABLE, INTERRUPTED = 3, 130
 """Exit codes: images could not be read; the user has stopped the command."""
 
@@ -314,6 +318,99 @@ def learn(
         print(f"Still above the threshold in force: {first_few(learnt.alarming)}")
 
 
+def feedback(
+    folder: Path,
+    false_alarms: list[Path] | None = None,
+    missed: list[Path] | None = None,
+    drop: list[str] | None = None,
+    run: Path | None = None,
+) -> None:
+    """Keep images whose verdict was wrong, as files with where they came from; without images, list what is kept.
+
+    The station of "serve" keeps them in the same way; "retrain" adds the false alarms to the training images.
+
+    Args:
+        folder: Where they are kept.
+        false_alarms: Images that are normal: "feedback FOLDER --false_alarms IMAGE...".
+        missed: Images that have a defect: "--missed IMAGE...".
+        drop: Images to take out again, by their names in the folder or where they came from.
+        run: Results of a test or of predict that the images are of: they may be named as in its table, and their scores
+            are kept too.
+    """
+    from anomalib_inp.results.feedback import FOLDERS, drop_feedback, keep_feedback, read_feedback
+    from anomalib_inp.results.records import FILE, read_records
+    from anomalib_inp.results.writer import read_note
+
+    said, root = {}, Path()
+    if run is not None:
+        if not (run / FILE).is_file():
+            sys.exit(f"anomalib-inp: there is no {FILE} in {run}.")
+        said = {record["path"]: record for record in read_records(run / FILE)}
+        root = Path(read_note(run).get("images", ""))
+    for mistake, images in (("false_alarm", false_alarms), ("missed", missed)):
+        for image in images or []:
+            name = str(image)
+            path = root / name if name in said else image
+            record = said.get(name)
+            if not path.is_file():
+                sys.exit(f"anomalib-inp: there is no image {path}.")
+            scores = (record["raw_score"], record["model"]) if record else (None, "")
+            keep_feedback(folder, mistake, path.read_bytes(), str(path.resolve()), *scores)  # type: ignore[arg-type]
+    if drop and len(drop_feedback(folder, drop)) == 0:
+        sys.exit(f"anomalib-inp: nothing of {', '.join(drop)} is kept in {folder}.")
+    kept = list(read_feedback(folder))
+    for entry in kept:
+        score = "" if entry["score"] is None else f" score {entry['score']:.4f}"
+        print(f"{entry['file']}{score} from {entry['origin']}")
+    counts = {mistake: sum(entry["mistake"] == mistake for entry in kept) for mistake in FOLDERS}
+    print(f"Kept in {folder}: {counts['false_alarm']} false alarms, {counts['missed']} missed.")
+
+
+def retrain(
+    checkpoint: Path,
+    feedback: Path,
+    output: Path = Path("retrained"),
+    extend: bool = False,
+    images: Path | None = None,
+    seed: int = 0,
+    accelerator: str = "auto",
+) -> None:
+    """Train again with the false alarms of a folder among the normal images, and put old beside new.
+
+    Validation images stay those of the checkpoint, so that its threshold and the new one are of the same images.
+
+    Args:
+        checkpoint: The finished checkpoint of a training; it stays as it is.
+        feedback: Folder that "feedback" or the station have kept images in.
+        output: Folder for the results.
+        extend: Add the false alarms to what a model with a memory remembers, in seconds, instead of a training.
+        images: Folder that the images of the training are below now, where they were moved.
+        seed: Seed of the training.
+        accelerator: What trains, as Lightning calls it: auto, cpu, gpu.
+    """
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from anomalib_inp.models import retraining
+
+    console = Console()
+    found = retraining.retrain(
+        checkpoint, feedback, output, extend=extend, images=images, seed=seed, accelerator=accelerator,
+        progress=lambda items, count, what: track(items, what, count, console=console),
+    )  # fmt: skip
+    table = Table("above the threshold", "images", "old", "new")
+    for kind, (old, new) in found.rates.items():
+        table.add_row(kind, str(old.total), str(old.hits), str(new.hits))
+    console.print(table)
+    print(f"Added: {found.added} false alarms")
+    for why in found.left_out:
+        print(f"Left out: {why}")
+    print(f"Image threshold: {found.thresholds[0]:.6g} -> {found.thresholds[1]:.6g}")
+    print(f"New checkpoint: {found.checkpoint}")
+    print(f"Scores: anomalib-inp compare {found.tables[0].parent} {found.tables[1].parent}")
+
+
 def predict(
     model: Path,
     images: Path,
@@ -533,16 +630,17 @@ def with_lists(arguments: list[str]) -> list[str]:
     Args:
         arguments: Arguments of the command; those of other commands stay as they are.
     """
-    if arguments[:1] != ["learn"] or len(arguments) < 2:
+    if not arguments or arguments[0] not in LISTS or len(arguments) < 2:
         return arguments
-    written, name = arguments[:2], "--images"
-    values: dict[str, list[str]] = {"--images": [], "--exports": []}
+    first, *others = LISTS[arguments[0]]
+    written, name = arguments[:2], first
+    values: dict[str, list[str]] = {option: [] for option in (first, *others)}
     for argument in arguments[2:]:
         option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
         name = option or name
         if name not in values:
             written.append(argument)
-            name = name if option and not equals else "--images"  # an option that is no list has one value
+            name = name if option and not equals else first  # an option that is no list has one value
         elif value or equals:
             values[name] += _listed(value)
     return written + [part for name, files in values.items() if files for part in (name, json.dumps(files))]

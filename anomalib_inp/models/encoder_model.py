@@ -16,6 +16,7 @@ from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +35,7 @@ from anomalib_inp.checkpoints.own import (
 from anomalib_inp.checkpoints.plain import not_plain, plain
 from anomalib_inp.checkpoints.writing import CheckpointWriter
 from anomalib_inp.data.layout import check_layout
+from anomalib_inp.data.noted import note_images
 from anomalib_inp.encoder.frozen import FrozenEncoder
 from anomalib_inp.encoder.weights import build_encoder
 from anomalib_inp.errors import end_with_messages
@@ -160,6 +162,7 @@ class EncoderModel(InpExport, _Module):
         self.model.smoothing.map_size = map_size
         self.objective: Any = objective
         self.learnt: list[dict[str, Any]] = []
+        self.noted: dict[str, Any] = {}
         self.inspect(inspection)
 
     def build_detector(self, encoder: FrozenEncoder) -> Detector:
@@ -289,6 +292,9 @@ class EncoderModel(InpExport, _Module):
         if self.learnt:
             checkpoint["learnt"] = self.learnt
         checkpoint["inspection"] = dict(self.inspection._asdict())
+        trained = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        self.noted = (trained and note_images(self.trainer.datamodule)) or self.noted
+        checkpoint["images"] = self.noted
         checkpoint.update(plain({name: part for name, part in checkpoint.items() if name != "state_dict"}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -307,6 +313,7 @@ class EncoderModel(InpExport, _Module):
                 msg = "This checkpoint is a finished model. Training is resumed from model.ckpt, which lies beside it."
                 raise ValueError(msg)
         self.learnt = checkpoint.get("learnt", [])
+        self.noted = checkpoint.get("images", {})
         kept = Inspection(**checkpoint.get("inspection", {}))
         self.inspect(kept.changed(*self._given))
         warn_of_other_places(checkpoint, self.inspection.mask != kept.mask)
