@@ -19,8 +19,11 @@ from anomalib_inp.errors import PACKAGE, TRACEBACK
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from anomalib_inp.results.image_statistics import ImageStatistics
+    from anomalib_inp.runtime.folder import Observer
     from anomalib_inp.runtime.job import Job
     from anomalib_inp.runtime.model import ExportedModel
+    from anomalib_inp.runtime.predict import Prediction
 
 COMMANDS = {
     "benchmark": "anomalib_inp.benchmarks.command:benchmark",
@@ -452,10 +455,14 @@ def predict(
     if resume:
         jobs.resume(job)
         console.print(f"{len(job.raw_scores)} images are done, {len(job.items)} are left.")
-    results = track(predict_folder(exported, job, strict), "Predicting", len(job.items), console=console)
+    observe, finish = _drift(exported)
+    found = predict_folder(exported, job, strict, observe)
+    results = track(found, "Predicting", len(job.items), console=console)
     status = 0
     try:
         _run(results, job, exported, console)
+        for sentence in finish():
+            console.print(sentence, markup=False, soft_wrap=True)
     except KeyboardInterrupt:
         console.print(f"Stopped after {len(job.raw_scores)} images; --resume goes on.")
         status = INTERRUPTED
@@ -551,6 +558,20 @@ def _run(results: Iterable[Any], job: "Job", exported: "ExportedModel", console:
         _print_metrics(labelled(results, metadata.crop_box), count, job.root, console, metadata.places)
     deque(results, maxlen=0)
     _print_verdicts(job, console)
+
+
+def _drift(exported: "ExportedModel") -> tuple["Observer | None", Callable[[], list[str]]]:
+    """Compare what passes with the normal validation images, where scipy is there; what is to be told comes last."""
+    try:
+        from anomalib_inp.thresholds.drift import DriftMonitor
+    except ModuleNotFoundError:
+        return None, list
+    monitor, told = DriftMonitor(exported.metadata.reference), list[str]()
+
+    def observe(prediction: "Prediction", statistics: "ImageStatistics") -> None:
+        told.extend(monitor.add({"score": prediction.raw_score, **statistics._asdict()}))
+
+    return observe, lambda: told + monitor.finish()
 
 
 def _print_verdicts(job: "Job", console: "Console") -> None:

@@ -53,6 +53,7 @@ def metadata_of(model: "AnomalibModule") -> Metadata:
     limits = (1 - post.image_sensitivity, 1 - post.pixel_sensitivity)
     of_each = dict(post.category_validation)
     kept = (of_each.get(post.category, NO_SCORES) if post.category else post.validation, of_each)
+    inspected["references"] = post.references
     return Metadata(normalized, image, pixel, crop_box, dict(post.ranges), *limits, post.category, *kept, **inspected)
 
 

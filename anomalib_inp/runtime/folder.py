@@ -18,6 +18,7 @@ from anomalib_inp.frame import CropBox
 from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.gallery import gallery
 from anomalib_inp.pictures.strip import draw_result, panel_image
+from anomalib_inp.results.image_statistics import ImageStatistics, measure_image
 from anomalib_inp.results.score_table import GOOD
 from anomalib_inp.results.writer import ResultFiles, write_heat_map
 from anomalib_inp.runtime.job import Item, Job
@@ -30,6 +31,7 @@ THREADS = min(8, os.cpu_count() or 1)
 """Images that are read at a time, and pictures that are drawn at a time."""
 
 T = TypeVar("T")
+Observer = Callable[[Prediction, ImageStatistics], None]
 R = TypeVar("R")
 
 
@@ -38,10 +40,13 @@ class _Read(NamedTuple):
 
     panel: Image.Image | None = None
     size: tuple[int, int] = (0, 0)
+    statistics: ImageStatistics | None = None
     fault: ValueError | None = None
 
 
-def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> Iterator[tuple[Item, Prediction]]:
+def predict_folder(
+    exported: ExportedModel, job: Job, strict: bool = False, observe: Observer | None = None
+) -> Iterator[tuple[Item, Prediction]]:
     """Predict images one after the other; records, rows and pictures are written meanwhile.
 
     Images are read ahead and pictures drawn behind, in threads beside the model. One that cannot be read gets a row
@@ -51,6 +56,7 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
         exported: The model.
         job: The images.
         strict: Whether an image that cannot be read ends everything.
+        observe: Told of each image that is not known to be anomalous, what it is like and what is said of it.
 
     Yields:
         Each image with its prediction, in order.
@@ -67,7 +73,8 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
             if item.mask is not None:
                 check_mask(item.mask, pixels)
             panel = panel_image(pixels) if job.pictures else None
-            return item, _Read(panel, (pixels.shape[1], pixels.shape[0])), exported.prepare(pixels)
+            statistics = None if observe is None else measure_image(pixels)
+            return item, _Read(panel, (pixels.shape[1], pixels.shape[0]), statistics), exported.prepare(pixels)
         except ValueError as error:
             return item, _Read(fault=error), None
 
@@ -101,6 +108,8 @@ def predict_folder(exported: ExportedModel, job: Job, strict: bool = False) -> I
             record = record_of(job.name(item), prediction, metadata, job.digest, item.kind)
             job.raw_scores[record["path"]] = prediction.raw_score
             files.write(record)
+            if observe is not None and found.statistics is not None and not item.anomalous:
+                observe(prediction, found.statistics)
             yield item, found.panel, prediction
 
     def draw(result: tuple[Item, Image.Image | None, Prediction]) -> tuple[Item, Prediction]:

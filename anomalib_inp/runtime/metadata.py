@@ -38,6 +38,7 @@ class Metadata(NamedTuple):
         inspection: What of an image is inspected, and how large a region must be.
         map_size: Height and width of the map; ``None`` of exports of before.
         share: Share of the pixels of a map that a score is the mean of; ``None`` likewise.
+        references: What the normal validation images are like, by category, empty for all: brightness and sharpness.
     """
 
     normalized: bool
@@ -53,6 +54,7 @@ class Metadata(NamedTuple):
     inspection: Inspection = EVERYTHING
     map_size: tuple[int, int] | None = None
     share: float | None = None
+    references: dict[str, dict[str, list[float]]] = {}
 
     @classmethod
     def from_json(cls, text: str) -> "Metadata":
@@ -92,7 +94,13 @@ class Metadata(NamedTuple):
             raise ValueError(msg)
         image, pixel = self.categories[category]
         kept = self.category_validation.get(category, NO_SCORES)
-        return self._replace(image=image, pixel=pixel, validation=kept)
+        return self._replace(image=image, pixel=pixel, validation=kept, category=category)
+
+    @property
+    def reference(self) -> dict[str, list[float]]:
+        """Values of the normal validation images that what passes is compared with: scores, brightness, sharpness."""
+        statistics = self.references.get(self.category or "", {})
+        return {"score": self.validation.normal, **statistics}
 
     @property
     def in_force(self) -> tuple[float, float]:

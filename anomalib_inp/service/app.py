@@ -5,6 +5,7 @@
 
 import base64
 import binascii
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,12 +20,15 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from anomalib_inp import __version__
+from anomalib_inp.results.image_statistics import measure_image
 from anomalib_inp.service.inspector import HEAT, OVERLAY, Answer, Inspector
 from anomalib_inp.service.limits import BoundedQueue, LimitUploads, RefusedError, check_allowed
 from anomalib_inp.service.metrics import ServiceMetrics
 from anomalib_inp.service.settings import Settings
+from anomalib_inp.thresholds.drift import DriftMonitor
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = """Send images to `/predict`; the answer is a list of records as in `predictions.jsonl`."""
 
@@ -64,6 +68,29 @@ class Service:
         self.metrics = ServiceMetrics()
         self.queue = BoundedQueue(settings.threads, settings.queue, settings.timeout)
         self.metrics.watch(lambda: self.queue.length)
+        self._monitor = DriftMonitor(self.inspector.loaded.metadata.reference)
+        self._watched = self.inspector.loaded.digest
+
+    @property
+    def monitor(self) -> DriftMonitor:
+        """What compares the images that pass with the validation images; anew where others are kept now."""
+        loaded = self.inspector.loaded
+        if loaded.digest != self._watched:
+            monitor = DriftMonitor(loaded.metadata.reference)
+            if monitor.reference != self._monitor.reference:
+                self._monitor = monitor
+            self._watched = loaded.digest
+        return self._monitor
+
+    def observe(self, answer: Answer) -> None:
+        """Compare an image with those of the validation; what is to be told goes to the log."""
+        if answer.prediction is None or answer.pixels is None:
+            return
+        values = {"score": answer.prediction.raw_score, **measure_image(answer.pixels)._asdict()}
+        monitor = self.monitor
+        for sentence in monitor.add(values):
+            logger.warning(sentence)
+        self.metrics.drift(monitor.found)
 
     async def look(self, images: list[tuple[str, bytes]], then: Callable[[Answer], T]) -> list[T]:
         """Look at images, and make something of what is said of each, in the thread that has looked.
@@ -76,6 +103,7 @@ class Service:
         def task(name: str, content: bytes) -> T:
             answer = self.inspector.look(content, name)
             made = then(answer)
+            self.observe(answer)
             self.metrics.count(answer.record, time.perf_counter() - begin)
             return made
 
@@ -157,6 +185,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     def model() -> dict[str, Any]:
         """Say what the model says of itself: thresholds in force, what is inspected, validation scores."""
         return service.describe()
+
+    @app.get("/drift")
+    def drift() -> list[dict[str, Any]]:
+        """Say whether the last images are like the normal validation images: scores, brightness, sharpness."""
+        return [found._asdict() for found in service.monitor.found]
 
     @app.put("/thresholds")
     def thresholds(request: Request, new: NewThresholds) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 
 """The command ``anomalib-inp serve``."""
 
+import logging
 import os
 import signal
 import sys
@@ -84,6 +85,7 @@ def serve(
     if host not in LOCAL and not settings.token:
         print("Without --token, thresholds, mask and feedback are changed on this computer alone.")
     settings.to_environment()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn calls it when what was running is done
     with tempfile.TemporaryDirectory() as counts:
         if workers > 1:

@@ -4,11 +4,13 @@
 """What a service counts, for Prometheus."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from anomalib_inp.results.records import Record
+from anomalib_inp.thresholds.drift import Drift
 
 PREFIX = "anomalib_inp"
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
@@ -35,6 +37,16 @@ class ServiceMetrics:
             f"{PREFIX}_queue_length", "Images that wait or are worked on.", registry=self.registry,
             multiprocess_mode="livesum",
         )  # fmt: skip
+
+        gauge = partial(Gauge, labelnames=["quantity"], registry=self.registry, multiprocess_mode="livemax")
+        self.drifts = gauge(f"{PREFIX}_drift", "Whether it is unlike that of the validation images.")
+        self.p_value = gauge(f"{PREFIX}_drift_p_value", "Of the test that says so.")
+
+    def drift(self, found: Iterable[Drift]) -> None:
+        """Note what drifts."""
+        for one in found:
+            self.drifts.labels(one.quantity).set(one.drifts)
+            self.p_value.labels(one.quantity).set(one.p_value)
 
     def count(self, record: Record, seconds: float) -> None:
         """Count an answer."""

@@ -22,6 +22,7 @@ from anomalib_inp.results.feedback import Mistake, keep_feedback
 from anomalib_inp.results.records import Record
 from anomalib_inp.service.inspector import OVERLAY, Answer
 from anomalib_inp.service.limits import RefusedError, check_allowed
+from anomalib_inp.thresholds.drift import STEP, WHAT, WINDOW
 from anomalib_inp.thresholds.rates import CONFIDENCE, Rate
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ COLOURS = {"anomalous": "#c81e24", "normal": "#007d48", None: "#5b6470"}
 CANVAS = (720, 540)
 MOST_SEEN = 1000
 """Scores of images that were looked at, which the histogram shows."""
+NO_REFERENCE = "The model keeps too few scores of normal validation images to compare with"
 CSS = """
+.drift td, .drift th { padding: 4px 14px; text-align: left; }
+
 .verdict { font-size: 1.6em; font-weight: 600; }
 .verdict small { font-weight: 400; font-size: .6em; opacity: .75; }
 """
@@ -191,6 +195,21 @@ class Station:
             f"Inspected: {share}; regions have at least {inspection.smallest_area:g} pixels. Choose the threshold anew."
         )
 
+    def drift(self) -> str:
+        """Say whether what passes is like the normal validation images."""
+        monitor = self.service.monitor
+        if not monitor.found:
+            needed = f"Nothing is said before {STEP} images have passed" if monitor.reference else NO_REFERENCE
+            return f"<p>{needed}.</p>"
+        rows = "".join(
+            f"<tr><td>{one.quantity}</td><td>{one.reference:.4g}</td><td>{one.current:.4g}</td><td>{one.p_value:.2g}</td>"
+            f'<td style="color:{COLOURS["anomalous" if one.drifts else "normal"]}">'
+            f"{WHAT[one.quantity] if one.drifts else 'as it was'}</td></tr>"
+            for one in monitor.found
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("", "validation images", "last images", "p", ""))
+        return f'<table class="drift"><tr>{head}</tr>{rows}</table>'
+
     def check(self, token: str, request: gr.Request) -> None:
         """Refuse changes of somebody who may not make them."""
         try:
@@ -272,6 +291,10 @@ def build_page(station: Station) -> gr.Blocks:
             ignore = gr.Button("Ignore what is painted", variant="primary", elem_id="ignore")
             masked = gr.Markdown(elem_id="masked")
 
+        with gr.Tab("Drift", id="drift") as drift_tab:
+            gr.Markdown(f"The last {WINDOW} images beside the normal validation images (medians).")
+            drift = gr.HTML(elem_id="drift")
+
         shown = [verdict, picture, regions]
         quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         for arrives, source in ((files.upload, files), (camera.input, camera)):
@@ -281,6 +304,8 @@ def build_page(station: Station) -> gr.Blocks:
         missed.click(_marking(station, "missed"), [seen, index, token], marked, **quick)
         for event in (page.load, threshold_tab.select):
             event(station.thresholds, None, [slider, histogram], **quick)
+        drift_tab.select(station.drift, None, drift, **quick)
+        gr.Timer(10).tick(station.drift, None, drift, **quick)
         slider.change(station.histogram, slider, histogram, **quick)
         move.click(station.move, [slider, token], [slider, histogram], **quick)
         mask_tab.select(station.background, [seen, index], editor, **quick)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from anomalib_inp.data.subset import Subset
 from anomalib_inp.thresholds.choose import ValidationScales
+from anomalib_inp.thresholds.references import References, references_of
 from anomalib_inp.thresholds.scale import NO_SCALE, NO_SCORES, Scale, ValidationScores, buffer_names, move
 
 NEXT_TO_ZERO = 1e-7
@@ -57,6 +58,7 @@ class InpPostProcessor(PostProcessor):
         ranges: By category: threshold, lowest and highest validation value of scores, and the same of pixels.
         validation: Raw scores of the validation images that the common image threshold was chosen from.
         category_validation: The same of each category.
+        references: What the normal validation images are like, by category, empty for all: brightness and sharpness.
 
     Raises:
         ValueError: A quantile or sensitivity outside [0, 1]; a category without thresholds of its own.
@@ -98,6 +100,7 @@ class InpPostProcessor(PostProcessor):
         self.ranges: dict[str, tuple[Scale, Scale]] = {}
         self.validation = NO_SCORES
         self.category_validation: dict[str, ValidationScores] = {}
+        self.references: References = {}
         self._subset = Subset()
         self._validation: ValidationScales | None = None
         self._chosen_at = 0
@@ -110,7 +113,7 @@ class InpPostProcessor(PostProcessor):
         """Describe this post-processor in plain data, with the thresholds of the categories."""
         ranges = {name: [list(image), list(pixel)] for name, (image, pixel) in self.ranges.items()}
         of_each = {name: scores._asdict() for name, scores in self.category_validation.items()}
-        kept = {"validation": self.validation._asdict(), "category_validation": of_each}
+        kept = {"validation": self.validation._asdict(), "category_validation": of_each, "references": self.references}
         return {**super().checkpoint_config(), "category": self.category, "ranges": ranges, **kept}
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
@@ -120,6 +123,7 @@ class InpPostProcessor(PostProcessor):
         ranges = config.get("ranges", {})
         self.ranges = {name: (Scale(*image), Scale(*pixel)) for name, (image, pixel) in ranges.items()}
         self.validation = ValidationScores(**config.get("validation", NO_SCORES._asdict()))
+        self.references = config.get("references", {})
         of_each = config.get("category_validation", {})
         self.category_validation = {name: ValidationScores(**scores) for name, scores in of_each.items()}
 
@@ -226,6 +230,7 @@ class InpPostProcessor(PostProcessor):
         del pl_module
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._say_thresholds()
+            self.references = references_of(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Thresholds that are there belong to the weights that the training begins with."""
@@ -237,7 +242,7 @@ class InpPostProcessor(PostProcessor):
         del pl_module
         if self._chosen_at != trainer.global_step and (self.ranges or not self.image_threshold.isnan()):
             self._store(NO_SCALE, NO_SCALE)
-            self.ranges, self.validation, self.category_validation = {}, NO_SCORES, {}
+            self.ranges, self.validation, self.category_validation, self.references = {}, NO_SCORES, {}, {}
             rank_zero_warn(
                 f"The thresholds were those of the weights of step {self._chosen_at}, but the training ended at step "
                 f"{trainer.global_step} without a validation: the finished model has none. Choose some: anomalib "
@@ -245,6 +250,7 @@ class InpPostProcessor(PostProcessor):
             )
         elif self._source:
             self._say_thresholds()
+            self.references = references_of(trainer) if trainer.is_global_zero else {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look up the categories of the test images."""

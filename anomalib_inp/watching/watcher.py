@@ -3,6 +3,7 @@
 
 """Predicts the images of a folder as they come; what was said of each is the journal of what is done."""
 
+import logging
 import shutil
 import time
 from collections import deque
@@ -17,12 +18,15 @@ from anomalib_inp.files import replacing
 from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.strip import draw_result
 from anomalib_inp.results import records
+from anomalib_inp.results.image_statistics import ImageStatistics, measure_image
 from anomalib_inp.results.records import Record, read_records
 from anomalib_inp.results.writer import ResultFiles, heat_map_of, mend_files, write_heat_map
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.runtime.predict import fault_of, interpret, record_of
+from anomalib_inp.thresholds.drift import DriftMonitor
 from anomalib_inp.watching.arrivals import Arrival, Arrivals
 
+logger = logging.getLogger(__name__)
 TICK = 0.1
 """Seconds between two looks at what is waiting."""
 RESCAN = 1.0
@@ -43,14 +47,19 @@ class Looked(NamedTuple):
         arrival: The file as it was before it was looked at.
         began: When that was, by the computer's clock.
         record: What is said of it.
-        broken: Whether that is that it cannot be read.
+        statistics: What the photograph is like; ``None`` where it cannot be read.
     """
 
     path: Path
     arrival: Arrival
     began: float
     record: Record
-    broken: bool
+    statistics: ImageStatistics | None
+
+    @property
+    def broken(self) -> bool:
+        """Whether it cannot be read."""
+        return self.statistics is None
 
 
 class Watcher:
@@ -97,6 +106,7 @@ class Watcher:
         # The last record of a name is the one that counts.
         done = {record["path"]: datetime.fromisoformat(record["time"]).timestamp() for record in self._said()}
         self.arrivals = Arrivals(folder.absolute(), done, settle)
+        self.monitor = DriftMonitor(exported.metadata.reference)
         self._broken: dict[Path, Arrival] = {}
 
     def finish_moves(self) -> None:
@@ -154,6 +164,10 @@ class Watcher:
         if self.move is not None and path not in self.arrivals.waiting:
             self._move(path, looked.record)
         told(looked.record)
+        if looked.statistics is not None and looked.record["raw_score"] is not None:
+            values = {"score": looked.record["raw_score"], **looked.statistics._asdict()}
+            for sentence in self.monitor.add(values):
+                logger.warning(sentence)
 
     def _waits(self, path: Path) -> bool:
         """Whether a file could not be read, and has not changed since, and may still be on its way."""
@@ -166,7 +180,7 @@ class Watcher:
             pixels = read_pixels(path)
             prediction = interpret(self.exported(pixels), metadata, (pixels.shape[1], pixels.shape[0]))
         except ValueError as error:
-            return Looked(path, arrival, began, _at(began, fault_of(name, error, metadata, self.digest)), True)
+            return Looked(path, arrival, began, _at(began, fault_of(name, error, metadata, self.digest)), None)
         record = _at(began, record_of(name, prediction, metadata, self.digest))
         write_heat_map(heat_map_of(self.output, name), prediction.shown_map)
         if self.pictures:
@@ -185,7 +199,7 @@ class Watcher:
             picture.parent.mkdir(parents=True, exist_ok=True)
             with replacing(picture) as temporary:
                 strip.save(temporary)
-        return Looked(path, arrival, began, record, False)
+        return Looked(path, arrival, began, record, measure_image(pixels))
 
     def _move(self, path: Path, record: Record) -> None:
         verdict = ERRORS if record["error"] is not None else record["verdict"] or "unknown"
