@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all check format bench-accuracy bench-hostile bench-int8 bench-learning bench-minutes \
+.PHONY: help venv demo test test-all check format bench-accuracy bench-drift bench-hostile bench-int8 bench-learning bench-load bench-minutes \
 	bench-plus-plus bench-pseudo bench-scale bench-gpu bench-settings bench-speed clean report-gpu setting-pictures test-gpu
 
 help: ## List the targets
@@ -33,7 +33,7 @@ format: .venv/.stamp-dev ## Fix what ruff can fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ifneq ($(filter bench-accuracy bench-int8 bench-learning bench-minutes bench-plus-plus bench-settings,$(MAKECMDGOALS)),)
+ifneq ($(filter bench-accuracy bench-drift bench-int8 bench-learning bench-minutes bench-plus-plus bench-settings,$(MAKECMDGOALS)),)
 ifeq ($(strip $(DATA)),)
 $(error this benchmark needs the folder of a data set: make $(MAKECMDGOALS) DATA=DIR)
 endif
@@ -41,6 +41,9 @@ endif
 
 bench-accuracy: .venv/.stamp-demo ## Measure accuracy on the data set in DATA=DIR and write docs/benchmarks.md
 	$(BIN)/python tests/bench/accuracy.py --data "$(DATA)" --out docs/benchmarks.md
+
+bench-drift: .venv/.stamp-test ## Measure when drift is told on the data set in DATA=DIR
+	$(BIN)/python tests/bench/drift.py --data "$(DATA)"
 
 bench-gpu: .venv/.stamp-test ## Check and measure everything on a GPU, into gpu-check
 	PYTHON="$(CURDIR)/$(BIN)/python" bash tests/gpu/check.sh
@@ -53,6 +56,9 @@ bench-int8: .venv/.stamp-demo ## Measure what INT8 costs in accuracy on the data
 
 bench-learning: .venv/.stamp-demo ## Measure what learning from false alarms changes on the data set in DATA=DIR
 	$(BIN)/python tests/bench/learning.py --data "$(DATA)"
+
+bench-load: .venv/.stamp-test ## Measure what a service holds, 8 clients for 10 minutes
+	$(BIN)/python tests/bench/load.py
 
 bench-minutes: .venv/.stamp-demo ## Measure what minutes, a few images or none give on the data set in DATA=DIR
 	$(BIN)/python tests/bench/minutes.py --data "$(DATA)"

@@ -32,6 +32,7 @@ COMMANDS = {
     "compare": "anomalib_inp.cli:compare",
     "configs": "anomalib_inp.cli:configs",
     "convert": "anomalib_inp.cli:convert",
+    "explain": "anomalib_inp.cli:explain",
     "feedback": "anomalib_inp.cli:feedback",
     "inspect": "anomalib_inp.cli:inspect",
     "learn": "anomalib_inp.cli:learn",
@@ -319,6 +320,27 @@ def learn(
         print(f"Image threshold: {learnt.before:.6g} -> {learnt.threshold:.6g}")
     if learnt.alarming:
         print(f"Still above the threshold in force: {first_few(learnt.alarming)}")
+
+
+def explain(checkpoint: Path, image: Path, output: Path = Path("explained.png")) -> None:
+    """Draw which prototype explains which patch of an image, how often each is used, and what is left over.
+
+    Args:
+        checkpoint: The checkpoint of a finished training of InpFormer or InpFormerPlusPlus.
+        image: The image.
+        output: The picture.
+    """
+    from anomalib_inp.files import replacing
+    from anomalib_inp.images import read_pixels
+    from anomalib_inp.models.served import CheckpointModel
+
+    picture, shares = CheckpointModel(checkpoint).explain(read_pixels(image), image.name)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(output) as temporary:
+        picture.save(temporary)
+    for number, share in enumerate(shares, start=1):
+        print(f"Prototype {number}: {share:.1%} of the patches")
+    print(f"Picture: {output}")
 
 
 def feedback(

@@ -53,7 +53,7 @@ def set_thresholds(
 
 
 def set_inspection(
-    checkpoint: str | Path, mask: str | Path | None = None, smallest_area: float | None = None
+    checkpoint: str | Path, mask: str | Path | bytes | None = None, smallest_area: float | None = None
 ) -> tuple[Inspection, Inspection]:
     """Change what a checkpoint inspects, in place.
 
@@ -62,7 +62,8 @@ def set_inspection(
 
     Args:
         checkpoint: A checkpoint of ours.
-        mask: An image file, white where to look; an empty text for everywhere; ``None`` leaves it.
+        mask: An image file or the content of one, white where to look; an empty text for everywhere; ``None`` leaves
+            it.
         smallest_area: Pixels of the image that a region has at least; ``None`` leaves it.
 
     Returns:

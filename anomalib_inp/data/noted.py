@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 from anomalib import TaskType
 from anomalib.data import AnomalibDataModule, AnomalibDataset
-from anomalib.data.utils import LabelName, Split, ValSplitMode
+from anomalib.data.utils import Split, ValSplitMode
 from pandas import DataFrame
 
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.joined import collate
+from anomalib_inp.data.subset import kind_of
 from anomalib_inp.files import first_few
-from anomalib_inp.results.score_table import GOOD
 
 COLUMNS = ["image_path", "label_index", "label", "mask_path", "category"]
 SPLITS = {"train": Split.TRAIN, "val": Split.VAL, "test": Split.TEST}
@@ -52,7 +52,7 @@ def _rows(table: DataFrame, root: str) -> list[list[Any]]:
     for row in table.itertuples():
         mask = getattr(row, "mask_path", None)
         mask = os.path.relpath(mask, root) if isinstance(mask, str) and mask else ""
-        label, kind = int(row.label_index), str(getattr(row, "label", ""))
+        label, kind = int(row.label_index), kind_of(row)
         rows.append([os.path.relpath(row.image_path, root), label, kind, mask, str(getattr(row, "category", ""))])
     return rows
 
@@ -117,8 +117,7 @@ class NotedData(AnomalibDataModule):
         table = self._tables.get(split)
         if table is None:
             return []
-        kinds = [GOOD if row.label_index == LabelName.NORMAL else row.label for row in table.itertuples()]
-        return [(Path(path), kind) for path, kind in zip(table.image_path, kinds, strict=True)]
+        return list(zip(map(Path, table.image_path), table.label, strict=True))
 
     def _table(self, rows: list[list[Any]], split: Split) -> DataFrame:
         table = DataFrame(rows, columns=COLUMNS).assign(split=split)

@@ -4,10 +4,11 @@
 """The images of a split: what is counted, chosen, drawn and reported by category asks here, and only here."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from anomalib.data.utils import LabelName
+from anomalib.data.utils import DirType, LabelName
 from lightning import Trainer
 from pandas import DataFrame
 from torch import Tensor
@@ -57,7 +58,7 @@ class Subset:
         several = len(self.names) > 1
         self._kinds = [
             f"{category}/{kind}" if several else kind
-            for category, kind in zip(categories, map(_kind_of, samples.itertuples()), strict=True)
+            for category, kind in zip(categories, map(kind_of, samples.itertuples()), strict=True)
         ]
         self.rank = rank
         self.world_size = world_size
@@ -94,6 +95,10 @@ class Subset:
         Empty for an image that is not of the split.
         """
         return self._kinds[self._rows[path]] if path in self._rows else ""
+
+    def is_normal(self, path: str) -> bool:
+        """Tell whether an image of the split is normal."""
+        return self.kind_of(path).rpartition("/")[2] == GOOD
 
     def counted_here(self, paths: Sequence[str]) -> Tensor:
         """Tell whether this process counts an image, ``(B,)``.
@@ -139,7 +144,10 @@ class Subset:
         return Membership(names, indices, self.counted_here(paths), torch.tensor(self.has_masks)[indices])
 
 
-def _kind_of(row: Any) -> str:
+def kind_of(row: Any) -> str:
+    """Say what the image in a row of a table is: ``good``, or a kind of defect."""
     if row.label_index == LabelName.NORMAL:
         return GOOD
-    return str(getattr(row, "label", "") or "anomalous")
+    label = getattr(row, "label", "") or "anomalous"
+    # anomalib's Folder says of all that they are abnormal; their folders are called by the kind
+    return Path(row.image_path).parent.name if isinstance(label, DirType) else str(label)

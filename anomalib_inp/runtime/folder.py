@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -199,24 +199,37 @@ def labelled(
 
 
 def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, metadata: Metadata) -> None:
-    picture = job.pictures[str(item.path)]
+    truth = {"gt_mask": truth_of(item), "truth": item.anomalous}
+    save_strip(job.pictures[str(item.path)], panel, prediction, metadata, name=job.name(item), **truth)
+    write_heat_map(job.heat_map(item), prediction.shown_map)
+
+
+def save_strip(
+    picture: Path, image: Image.Image | np.ndarray, prediction: Prediction, metadata: Metadata, **known: Any
+) -> None:
+    """Draw what is said of an image, and write it.
+
+    Args:
+        picture: The file.
+        image: The image.
+        prediction: What is said of it.
+        metadata: What the model says of itself.
+        **known: Its name and what it really is, as :func:`draw_result` takes them.
+    """
     strip = draw_result(
-        panel,
+        image,
         prediction.shown_map,
         pred_mask=prediction.mask,
-        gt_mask=truth_of(item),
         crop_box=metadata.crop_box,
         places=metadata.places,
         score=prediction.score,
         raw_score=prediction.raw_score,
         anomalous=prediction.label,
-        truth=item.anomalous,
-        name=job.name(item),
+        **known,
     )
     picture.parent.mkdir(parents=True, exist_ok=True)
     with replacing(picture) as temporary:
         strip.save(temporary)
-    write_heat_map(job.heat_map(item), prediction.shown_map)
 
 
 def _choose(job: Job) -> Iterator[Path]:

@@ -38,7 +38,7 @@ class Metadata(NamedTuple):
         inspection: What of an image is inspected, and how large a region must be.
         map_size: Height and width of the map; ``None`` of exports of before.
         share: Share of the pixels of a map that a score is the mean of; ``None`` likewise.
-        references: What the normal validation images are like, by category, empty for all: brightness and sharpness.
+        references: What the normal images of the training are like, by category, empty for all: brightness, sharpness.
     """
 
     normalized: bool
@@ -98,7 +98,7 @@ class Metadata(NamedTuple):
 
     @property
     def reference(self) -> dict[str, list[float]]:
-        """Values of the normal validation images that what passes is compared with: scores, brightness, sharpness."""
+        """Values of the normal images that what passes is compared with: scores, brightness, sharpness."""
         statistics = self.references.get(self.category or "", {})
         return {"score": self.validation.normal, **statistics}
 

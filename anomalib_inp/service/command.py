@@ -37,7 +37,8 @@ def serve(
     /docs describes all requests. SIGTERM and Ctrl-C end it after what is running.
 
     Args:
-        model: The .xml of an OpenVINO model, or an .onnx file.
+        model: The .xml of an OpenVINO model, or an .onnx file; or a checkpoint (.ckpt), which needs PyTorch, and whose
+            prototypes the station shows.
         host: Address to listen at; 0.0.0.0 for all of this computer's.
         port: Port to listen at.
         device: OpenVINO device, such as CPU, GPU or NPU.
@@ -57,10 +58,12 @@ def serve(
     import uvicorn
 
     from anomalib_inp.runtime.metadata import read_metadata
+    from anomalib_inp.service.inspector import CHECKPOINT
 
-    metadata = read_metadata(model)  # what is wrong is said now, not by a worker
-    if category is not None:
-        metadata.of_category(category)
+    if model.suffix != CHECKPOINT:  # what is wrong is said now, not by a worker
+        metadata = read_metadata(model)
+        if category is not None:
+            metadata.of_category(category)
     given = {"threads": threads, "queue": queue, "timeout": timeout, "max_upload": max_upload, "max_pixels": max_pixels}
     for name, value in {**given, "workers": workers}.items():
         if value is not None and not value > 0:

@@ -8,8 +8,9 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,18 +27,19 @@ from anomalib_inp.service.settings import Settings
 from anomalib_inp.thresholds.scale import Thresholds
 
 HEAT, OVERLAY = "heat_map", "overlay"
+CHECKPOINT = ".ckpt"
 
 
 class Loaded(NamedTuple):
     """A model as its file was at a moment.
 
     Attributes:
-        model: The model.
+        model: An export, or a checkpoint that is asked like one.
         digest: Fingerprint of its files.
         state: What tells its files from later ones.
     """
 
-    model: ExportedModel
+    model: Any
     digest: str
     state: tuple[int, ...]
 
@@ -130,7 +132,9 @@ class Inspector:
             ValueError: One is no finite number, or the model has none.
         """
         with self._changing():
-            return edit.set_thresholds(self.settings.path, image, pixel, self.settings.category)
+            if isinstance(self._loaded.model, ExportedModel):
+                return edit.set_thresholds(self.settings.path, image, pixel, self.settings.category)
+            return self._loaded.model.set_thresholds(image, pixel, self.settings.category)
 
     def set_inspection(self, mask: bytes | str | None, smallest_area: float | None) -> Inspection:
         """Change what is inspected, in the file.
@@ -139,7 +143,9 @@ class Inspector:
             ValueError: The mask leaves nothing, is no image, or the export is of an earlier version.
         """
         with self._changing():
-            return edit.set_inspection(self.settings.path, mask, smallest_area)[1]
+            if isinstance(self._loaded.model, ExportedModel):
+                return edit.set_inspection(self.settings.path, mask, smallest_area)[1]
+            return self._loaded.model.set_inspection(mask, smallest_area)[1]
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -149,6 +155,10 @@ class Inspector:
 
     def _load(self) -> Loaded:
         chosen, state = self.settings, self._state()
+        if chosen.path.suffix == CHECKPOINT:
+            # By its name alone: what serves exports needs no PyTorch.
+            served = import_module("anomalib_inp.models.served").CheckpointModel(chosen.path, chosen.category)
+            return Loaded(served, served.digest, state)
         model = ExportedModel(chosen.path, chosen.device, chosen.precision, "throughput", category=chosen.category)
         return Loaded(model, model.digest, state)
 

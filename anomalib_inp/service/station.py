@@ -17,6 +17,7 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
+from anomalib_inp.images import decode_pixels
 from anomalib_inp.pictures.histogram import score_histogram
 from anomalib_inp.results.feedback import Mistake, keep_feedback
 from anomalib_inp.results.records import Record
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 COLUMNS = ["x", "y", "width", "height", "area", "% of the image", "peak", "mean"]
 COLOURS = {"anomalous": "#c81e24", "normal": "#007d48", None: "#5b6470"}
 CANVAS = (720, 540)
+KEPT = (3600, 86400)
+"""Seconds between two looks at what was uploaded, and that it is kept: a station runs for months."""
 MOST_SEEN = 1000
 """Scores of images that were looked at, which the histogram shows."""
 NO_REFERENCE = "The model keeps too few scores of normal validation images to compare with"
@@ -207,8 +210,17 @@ class Station:
             f"{WHAT[one.quantity] if one.drifts else 'as it was'}</td></tr>"
             for one in monitor.found
         )
-        head = "".join(f"<th>{name}</th>" for name in ("", "validation images", "last images", "p", ""))
+        head = "".join(f"<th>{name}</th>" for name in ("", "training", "last images", "p", ""))
         return f'<table class="drift"><tr>{head}</tr>{rows}</table>'
+
+    def prototypes(self, seen: list[Seen], index: int) -> Image.Image | None:
+        """Draw which prototype explains which patch of the image that is shown."""
+        shown = [one for one in seen if one.overlay is not None]
+        if not shown:
+            return None
+        one, most = shown[index], self.service.settings.max_pixels
+        pixels = decode_pixels(Path(one.file).read_bytes(), one.record["path"], most)
+        return self.service.inspector.loaded.model.explain(pixels, one.record["path"])[0]
 
     def check(self, token: str, request: gr.Request) -> None:
         """Refuse changes of somebody who may not make them."""
@@ -253,8 +265,10 @@ def _rows(record: Record) -> list[list[float]]:
 def build_page(station: Station) -> gr.Blocks:
     """Lay the page out."""
     settings = station.service.settings
-    with gr.Blocks(title=f"Station: {settings.path.parent.name}/{settings.path.name}", analytics_enabled=False) as page:
-        seen, index = gr.State([]), gr.State(0)
+    with gr.Blocks(
+        title=f"Station: {settings.path.parent.name}/{settings.path.name}", analytics_enabled=False, delete_cache=KEPT
+    ) as page:
+        seen, index = gr.State([], time_to_live=KEPT[1]), gr.State(0)
         token = gr.Textbox(label="Token for changes", type="password", visible=bool(settings.token), elem_id="token")
         with gr.Tab("Look", id="look"), gr.Row():
             with gr.Column(scale=2):
@@ -291,8 +305,17 @@ def build_page(station: Station) -> gr.Blocks:
             ignore = gr.Button("Ignore what is painted", variant="primary", elem_id="ignore")
             masked = gr.Markdown(elem_id="masked")
 
+        if getattr(station.service.inspector.loaded.model, "has_prototypes", False):
+            with gr.Tab("Prototypes", id="prototypes") as prototypes_tab:
+                gr.Markdown("Each patch in the colour of the prototype that it is nearest to, and how far it is.")
+                explained = gr.Image(interactive=False, format="png", elem_id="explained", buttons=[], show_label=False)
+            prototypes_tab.select(
+                station.prototypes, [seen, index], explained, api_visibility="private", show_progress="minimal"
+            )
         with gr.Tab("Drift", id="drift") as drift_tab:
-            gr.Markdown(f"The last {WINDOW} images beside the normal validation images (medians).")
+            gr.Markdown(
+                f"The last {WINDOW} images beside the normal ones of the training; scores, of the validation (medians)."
+            )
             drift = gr.HTML(elem_id="drift")
 
         shown = [verdict, picture, regions]

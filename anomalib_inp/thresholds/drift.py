@@ -1,7 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whether what passes is still like the normal validation images: their scores, their light, their sharpness."""
+"""Whether what passes is still like the normal images of the training: scores, light, sharpness."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from typing import NamedTuple
 from scipy.stats import ks_2samp
 
 WINDOW = 100
-"""Images that are compared with the validation images."""
+"""Images that are compared with those of the training."""
 STEP = 25
 """Images between two comparisons."""
 LEVEL = 0.01
 """Probability of an alarm among ``SPAN`` images of which nothing has changed, at most."""
 SPAN = 1000
 FEWEST = 10
-"""Validation images, and images that have passed, without which nothing can be said."""
+"""Images of the training, and images that have passed, without which nothing can be said."""
 SCORE = "score"
 WHAT = {
     SCORE: "the scores are not those of the normal validation images",
@@ -34,7 +34,7 @@ class Drift(NamedTuple):
         quantity: ``score``, ``brightness`` or ``sharpness``.
         p_value: Of the two-sample Kolmogorov-Smirnov test.
         drifts: Whether that is less than the level allows.
-        reference: Median of the validation images.
+        reference: Median of the normal images of the training: of scores, those of the validation.
         current: Median of the last images.
     """
 
@@ -46,13 +46,13 @@ class Drift(NamedTuple):
 
 
 class DriftMonitor:
-    """Compares a sliding window of images with the normal validation images.
+    """Compares a sliding window of images with the normal images of the training.
 
     Each quantity by a two-sample Kolmogorov-Smirnov test, every ``STEP`` images; the level is shared among all
     comparisons of ``SPAN`` images (Bonferroni), so that looking again and again raises no alarm by itself.
 
     Args:
-        reference: Values of the validation images by quantity; of fewer than ``FEWEST``, nothing is said.
+        reference: Values of these images by quantity; of fewer than ``FEWEST``, nothing is said.
         window: Images that are compared.
         level: Probability of an alarm among ``SPAN`` images of which nothing has changed, at most.
     """
@@ -105,7 +105,7 @@ class DriftMonitor:
             if found.drifts and not (before and before.drifts):
                 told.append(
                     f"Drift: {WHAT[name]}: {name} {found.current:.4g} in the last {len(seen)} images, "
-                    f"{found.reference:.4g} in the validation images (medians; p = {p_value:.1g})."
+                    f"{found.reference:.4g} in those of the training (medians; p = {p_value:.1g})."
                 )
             elif before and before.drifts and not found.drifts:
                 told.append(f"No more drift of {name}.")

@@ -58,7 +58,7 @@ class InpPostProcessor(PostProcessor):
         ranges: By category: threshold, lowest and highest validation value of scores, and the same of pixels.
         validation: Raw scores of the validation images that the common image threshold was chosen from.
         category_validation: The same of each category.
-        references: What the normal validation images are like, by category, empty for all: brightness and sharpness.
+        references: What the normal images of the training are like, by category, empty for all: brightness, sharpness.
 
     Raises:
         ValueError: A quantile or sensitivity outside [0, 1]; a category without thresholds of its own.

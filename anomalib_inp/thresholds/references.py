@@ -1,7 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the normal validation images are like, kept so that what passes later can be compared with it."""
+"""What the normal images of a training are like, kept so that what passes later can be compared with it."""
 
 import torch
 from lightning import Trainer
@@ -17,12 +17,15 @@ References = dict[str, dict[str, list[float]]]
 
 
 def references_of(trainer: Trainer) -> References:
-    """Measure the normal validation images of a trainer, of each category too where there are several."""
-    subset = Subset.from_trainer(trainer, "val")
-    samples = getattr(getattr(trainer.datamodule, "val_data", None), "samples", None)
-    if samples is None or not len(subset):
-        return {}
-    paths = [row.image_path for row in samples.itertuples() if row.label_index == 0]
+    """Measure the normal training and validation images of a trainer, of each category too where there are several.
+
+    Light and sharpness do not depend on what was learnt, so that training images tell of them as well.
+    """
+    subsets = [Subset.from_trainer(trainer, split) for split in ("train", "val")]
+    category_of = {
+        path: subset.category_of(path) for subset in subsets for path in subset.paths if subset.is_normal(path)
+    }
+    paths, several = sorted(category_of), len({name for subset in subsets for name in subset.names}) > 1
     chosen = {int(place) for place in torch.linspace(0, len(paths) - 1, min(len(paths), MOST)).round()}
     found: References = {}
     for path in (path for place, path in enumerate(paths) if place in chosen):
@@ -30,7 +33,7 @@ def references_of(trainer: Trainer) -> References:
             measured = measure_image(read_pixels(path))
         except ValueError:  # it could be read for validation, and is gone
             continue
-        for category in ("", subset.category_of(path)) if len(subset.names) > 1 else ("",):
+        for category in ("", category_of[path]) if several else ("",):
             values = found.setdefault(category, {name: [] for name in ImageStatistics._fields})
             for name, value in measured._asdict().items():
                 values[name].append(round(value, 6))

@@ -15,6 +15,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from anomalib_inp.training.prototype_use import PrototypeUse
+
 DEFAULT_EPOCHS = 200
 LIGHTNING_FALLBACK_EPOCHS = 1000
 
@@ -280,6 +282,7 @@ def training_callbacks() -> list[Callback]:
         FinalValidation(),
         FiniteLoss(),
         EpochLog(),
+        PrototypeUse(),
         RefuseEmptyTraining(),
         ForgetData(),
     ]

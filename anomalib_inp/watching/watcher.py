@@ -14,13 +14,12 @@ from pathlib import Path
 from threading import Event
 from typing import NamedTuple
 
-from anomalib_inp.files import replacing
 from anomalib_inp.images import read_pixels
-from anomalib_inp.pictures.strip import draw_result
 from anomalib_inp.results import records
 from anomalib_inp.results.image_statistics import ImageStatistics, measure_image
 from anomalib_inp.results.records import Record, read_records
 from anomalib_inp.results.writer import ResultFiles, heat_map_of, mend_files, write_heat_map
+from anomalib_inp.runtime.folder import save_strip
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.runtime.predict import fault_of, interpret, record_of
 from anomalib_inp.thresholds.drift import DriftMonitor
@@ -184,21 +183,7 @@ class Watcher:
         record = _at(began, record_of(name, prediction, metadata, self.digest))
         write_heat_map(heat_map_of(self.output, name), prediction.shown_map)
         if self.pictures:
-            strip = draw_result(
-                pixels,
-                prediction.shown_map,
-                pred_mask=prediction.mask,
-                crop_box=metadata.crop_box,
-                places=metadata.places,
-                score=prediction.score,
-                raw_score=prediction.raw_score,
-                anomalous=prediction.label,
-                name=name,
-            )
-            picture = heat_map_of(self.output, name, PICTURES)
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(picture) as temporary:
-                strip.save(temporary)
+            save_strip(heat_map_of(self.output, name, PICTURES), pixels, prediction, metadata, name=name)
         return Looked(path, arrival, began, record, measure_image(pixels))
 
     def _move(self, path: Path, record: Record) -> None:

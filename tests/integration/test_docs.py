@@ -8,8 +8,13 @@ import inspect
 import re
 import shlex
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +33,9 @@ WITH_EXAMPLES = [ROOT / "README.md"] + [
         "test_and_predict",
         "export",
         "thresholds",
+        "defects",
+        "retrain",
+        "at_the_line",
         "coming_from_anomalib",
         "published_checkpoints",
         "inp_former_plus_plus",
@@ -47,7 +55,10 @@ WITH_EXAMPLES = [ROOT / "README.md"] + [
 NOT_RUN = {
     "make": "runs the demo, or these very tests",
     "pip": "installs packages from the network",
+    "curl": "asks a service; test_service.py asks one",
 }
+STAYS = {"serve", "watch"}
+"""Commands that go on until they are ended."""
 
 # What the examples say, and what is run instead: a tiny encoder, small images, short trainings.
 CHEAPER = [
@@ -93,12 +104,34 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
     if words[0] in NOT_RUN:
         return
+    if words[1] in STAYS:
+        run_and_end(words[1:])
+        return
     monkeypatch.setattr(sys, "argv", words)
     try:
         {"anomalib": AnomalibCLI, "anomalib-inp": main}[words[0]]()
     except SystemExit as ended:
         if ended.code:
             raise RuntimeError(ended.code) from ended
+
+
+def run_and_end(arguments: list[str]) -> None:
+    """Run a command until it says that it is there, and end it."""
+    Path("incoming").mkdir(exist_ok=True)  # a folder that fills up
+    command = [sys.executable, "-m", "anomalib_inp.cli", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said = process.stdout.readline()
+        assert said.startswith(("Station:", "Watching")), said + process.stdout.read()
+        for _ in range(300 if said.startswith("Station") else 0):  # until it listens
+            time.sleep(0.2)
+            assert process.poll() is None, process.stdout.read()
+            with suppress(OSError), socket.create_connection(("127.0.0.1", 8000), timeout=1):
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
 
 
 @pytest.mark.usefixtures("_measured_here")

@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"encoder", "networks", "files", "results", "thresholds"},
     "runtime": {"files", "frame", "images", "thresholds", "pictures", "results"},
     "reports": {"files", "images", "pictures", "results"},
-    "watching": {"files", "images", "pictures", "results", "runtime", "thresholds"},
+    "watching": {"files", "images", "results", "runtime", "thresholds"},
     "service": {"images", "pictures", "results", "runtime", "thresholds"},
     "exporting": {"runtime", "scoring", "files", "preprocessing", "thresholds", "evaluation"},
     "models": {
