@@ -15,7 +15,8 @@ from part import write_part
 from PIL import Image
 from server import serving
 
-from anomalib_inp import InpFormer, TokenMemory, cli
+from anomalib_inp import InpFormer, TokenMemory
+from anomalib_inp.commands.mistakes import explain
 from anomalib_inp.models.served import CheckpointModel
 
 Make = Callable[..., Any]
@@ -47,7 +48,7 @@ def test_a_training_says_how_many_are_in_use(
 
 def test_the_command(trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = trained[1] / "part/test/dent/000.png"
-    cli.explain(trained[0], image, tmp_path / "below/explained.png")
+    explain(trained[0], image, tmp_path / "below/explained.png")
     said = capsys.readouterr().out
     shares = [float(line.split()[2].rstrip("%")) for line in said.splitlines() if line.startswith("Prototype ")]
     assert len(shares) == 3

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from anomalib_inp import cli
+from anomalib_inp.commands import INTERRUPTED, UNREADABLE
 from anomalib_inp.encoder.weights import build_encoder
 from anomalib_inp.models.screening import Screen
 from anomalib_inp.outputs import Reconstruction
@@ -81,7 +82,7 @@ def test_an_image_that_changes_meanwhile_gets_a_row_of_its_own(folder: Path, run
     monkeypatch.setattr(Screen, "compare", change)
     with pytest.raises(SystemExit) as ended:
         run(folder, tmp_path / "out")
-    assert ended.value.code == cli.UNREADABLE
+    assert ended.value.code == UNREADABLE
     *_, (name, score, _, _, error, _) = rows(tmp_path / "out")
     assert (name, score) == ("02.png", "")
     assert "was written or changed while the images were compared" in error
@@ -99,7 +100,7 @@ def test_ctrl_c_keeps_what_is_written(folder: Path, run, tmp_path: Path, monkeyp
     monkeypatch.setattr(Screen, "stream", stop)
     with pytest.raises(SystemExit) as ended:
         run(folder, tmp_path / "out")
-    assert ended.value.code == cli.INTERRUPTED
+    assert ended.value.code == INTERRUPTED
     assert "Stopped; 5 images are written" in capsys.readouterr().out
     assert len(rows(tmp_path / "out")) == 6
     assert (tmp_path / "out" / "gallery.png").is_file()

@@ -21,7 +21,7 @@ from anomalib.data.utils import read_image
 from PIL import Image
 
 from anomalib_inp import InpFormer
-from anomalib_inp.cli import predict as predict_images
+from anomalib_inp.commands.prediction import predict as predict_images
 from anomalib_inp.evaluation import predictions
 from anomalib_inp.evaluation.functional import seven_metrics
 from anomalib_inp.exporting.convert import metadata_of

@@ -1,0 +1,7 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The commands of ``anomalib-inp``: each is a function whose signature is its options."""
+
+UNREADABLE, INTERRUPTED = 3, 130
+"""Exit codes: images could not be read; the user has stopped the command."""
