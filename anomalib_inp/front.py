@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,10 @@ def run(arguments: list[str]) -> None:
     Raises:
         SystemExit: With a message for an error of ours or of the system.
     """
-    # First what must be there before anything is imported.
-    warnings.showwarning = _show_warning
-    for category in (FutureWarning, DeprecationWarning):
-        warnings.simplefilter("ignore", category)
+    with_what_is_worth_saying()
     from anomalib.cli.cli import AnomalibCLI
     from lightning import seed_everything
-    from lightning.fabric.utilities.warnings import PossibleUserWarning
 
-    warnings.simplefilter("ignore", PossibleUserWarning)
-    warnings.filterwarnings("ignore", "Total length of .* is zero")  # how many images there are is said before
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    names = [name for name in logging.root.manager.loggerDict if name.startswith("lightning")]
-    for logger in (logging.root, *map(logging.getLogger, names)):
-        for handler in logger.handlers:
-            handler.addFilter(_is_worth_saying)
     if arguments[0] != "export" and not sys.stdout.isatty():
         for option in ("--trainer.enable_progress_bar", "--trainer.enable_model_summary"):
             arguments += [] if _value_of(option, arguments) else [option, "false"]
@@ -58,6 +48,24 @@ def run(arguments: list[str]) -> None:
         if message is None or os.environ.get(TRACEBACK) == "1":
             raise
         sys.exit(f"anomalib-inp: {message}")
+
+
+def with_what_is_worth_saying() -> None:
+    """Import anomalib, and let it, Lightning and others say no more than somebody can act on."""
+    # First what must be there before anything is imported.
+    warnings.showwarning = _show_warning
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
+    import_module("anomalib.cli.cli")
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
+
+    warnings.simplefilter("ignore", PossibleUserWarning)
+    warnings.filterwarnings("ignore", "Total length of .* is zero")  # how many images there are is said before
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("lightning")]
+    for logger in (logging.root, *map(logging.getLogger, names)):
+        for handler in logger.handlers:
+            handler.addFilter(_is_worth_saying)
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

@@ -115,6 +115,9 @@ def retrain(
     from rich.progress import track
     from rich.table import Table
 
+    from anomalib_inp import front
+
+    front.with_what_is_worth_saying()
     from anomalib_inp.models import retraining
 
     console = Console()

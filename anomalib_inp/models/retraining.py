@@ -131,6 +131,8 @@ def _train(
         check_val_every_n_epoch=epochs,
         accelerator=accelerator,
         logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
     )
     engine.fit(model, datamodule=data)
     return Path(engine.trainer.checkpoint_callback.dirpath) / FINISHED

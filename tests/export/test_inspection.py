@@ -11,13 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from anomalib.data import MVTecAD
 from lightning import Trainer
+from part import SIZE as SIDE
+from part import write_part
 from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomalib_inp import InpFormer, InpFormerPlusPlus
 from anomalib_inp.checkpoints import edit as checkpoint_edit
 from anomalib_inp.outputs import Reconstruction
 from anomalib_inp.results.inspection import EVERYTHING, Inspection
+from anomalib_inp.results.records import read_records
 from anomalib_inp.runtime import edit
 from anomalib_inp.runtime.metadata import read_metadata
 from anomalib_inp.runtime.model import ExportedModel
@@ -181,3 +186,37 @@ def test_a_mask_that_leaves_nothing(tiny_model: Make, tmp_path: Path) -> None:
         tiny_model(InpFormer, region_of_interest=str(path))
     with pytest.raises(ValueError, match="from 0 on, got -1"):
         tiny_model(InpFormer, smallest_area=-1)
+
+
+def test_what_is_ignored_counts_in_no_metric(tiny_model: Make, quiet_engine: Make, tmp_path: Path) -> None:
+    """A test with a region of interest gives the metrics of what is left of maps and masks, by scikit-learn."""
+    root = write_part(tmp_path)
+    pixels = np.zeros((SIDE, SIDE), np.uint8)
+    pixels[:, : SIDE // 2] = 255  # one of the dents lies outside
+    Image.fromarray(pixels).save(tmp_path / "roi.png")
+    torch.manual_seed(0)
+    model = tiny_model(
+        InpFormer, spread=8, map_size=MAP, image_size=SIDE, evaluator=True, region_of_interest=str(tmp_path / "roi.png")
+    )
+    data = MVTecAD(root, "part", 2, 2, num_workers=0)
+    engine = quiet_engine()
+    engine.fit(model, datamodule=data)
+    (found,) = engine.test(model, datamodule=data, verbose=False)
+    maps, truth, scores, labels = [], [], [], []
+    for batch in engine.predict(model, dataloaders=data.test_dataloader()):
+        places = batch.inspected
+        assert places.sum() == MAP * MAP / 2
+        maps.append(batch.raw_map.reshape(-1, MAP, MAP)[:, places])
+        truth.append(batch.gt_mask.reshape(-1, MAP, MAP)[:, places])
+        scores.append(batch.raw_score)
+        labels.append(batch.gt_label)
+        highest = batch.raw_map.reshape(-1, MAP, MAP)[:, places].sort(dim=1, descending=True).values
+        torch.testing.assert_close(batch.raw_score, highest[:, : MAP * MAP // 2 // 100].mean(1))
+    values, mask = torch.cat(maps).flatten().numpy(), torch.cat(truth).flatten().numpy()
+    assert found["pixel_AUROC"] == pytest.approx(roc_auc_score(mask, values), abs=1e-3)
+    assert found["pixel_AP"] == pytest.approx(average_precision_score(mask, values), abs=2e-3)
+    assert found["image_AUROC"] == pytest.approx(roc_auc_score(torch.cat(labels), torch.cat(scores)), abs=1e-6)
+    (file,) = Path(engine.trainer.default_root_dir).rglob("predictions.jsonl")
+    regions = [region for record in read_records(file) for region in record["regions"]]
+    assert regions
+    assert max(region["box"][2] for region in regions) <= SIDE / 2 + 1

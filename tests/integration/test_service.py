@@ -179,6 +179,18 @@ def test_settings_health_and_counts(server: Server, exported: Path, images: Path
     assert not re.findall(r"""(?:src|href)=["']https?://""", page)
 
 
+def test_drift_is_told(exported: Path, images: Path, tmp_path: Path) -> None:
+    """25 times one image is not what the validation images were: in the answer, the counts and the log."""
+    with serving(copy(exported, tmp_path), tmp_path, "--station", "false") as server:
+        assert server.client.get("/drift").json() == []
+        for _ in range(5):
+            server.client.post("/predict", files=files(images, [NAMES[1]] * 5))
+        (found,) = server.client.get("/drift").json()
+        assert (found["quantity"], found["drifts"]) == ("score", True)
+        assert 'anomalib_inp_drift{quantity="score"} 1.0' in server.client.get("/metrics").text
+        assert "Drift: the scores are not those of the normal validation images" in server.log.read_text()
+
+
 def test_thresholds_and_mask_are_changed_in_the_file(exported: Path, images: Path, tmp_path: Path) -> None:
     model = copy(exported, tmp_path)
     with serving(model, tmp_path, "--station", "false") as server:

@@ -1,0 +1,112 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What people say of verdicts, kept for the next training: images, and where they came from."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal, get_args
+
+from typing_extensions import TypedDict
+
+from anomalib_inp.files import IMAGE_SUFFIXES, replacing
+
+FILE = "feedback.jsonl"
+Mistake = Literal["false_alarm", "missed"]
+MISTAKES: tuple[Mistake, ...] = get_args(Mistake)
+FOLDERS: dict[Mistake, str] = {"false_alarm": "false_alarms", "missed": "missed"}
+"""Folders that the images of either kind are kept in."""
+DIGITS = 16
+"""Of the fingerprint in the name of a file."""
+
+
+class Feedback(TypedDict):
+    """What was said of a verdict.
+
+    mistake: false_alarm or missed. file: the image, below the folder of the feedback. origin: where it came from.
+    score: its raw score, and model: the fingerprint of the model that gave it, as far as they are known. time: when,
+    UTC.
+    """
+
+    mistake: Mistake
+    file: str
+    origin: str
+    score: float | None
+    model: str
+    time: str
+
+
+def keep_feedback(
+    folder: Path, mistake: Mistake, content: bytes, origin: str, score: float | None = None, model: str = ""
+) -> Feedback:
+    """Keep an image whose verdict was wrong, as it was, once however often it is said.
+
+    What was said of it before is replaced.
+
+    Args:
+        folder: Where feedback is kept; it is made.
+        mistake: What was wrong.
+        content: The file of the image.
+        origin: Where it came from; its suffix is that of the kept file.
+        score: Its raw score.
+        model: Fingerprint of the model.
+
+    Raises:
+        ValueError: Another mistake.
+    """
+    if mistake not in FOLDERS:
+        msg = f"A verdict was a {' or '.join(MISTAKES)}, got {mistake!r}."
+        raise ValueError(msg)
+    suffix = Path(origin).suffix.lower()
+    digest = hashlib.blake2b(content, digest_size=DIGITS // 2).hexdigest()
+    name = f"{digest}{suffix if suffix in IMAGE_SUFFIXES else '.png'}"
+    others = [entry for entry in read_feedback(folder) if Path(entry["file"]).stem != digest]
+    for entry in read_feedback(folder):
+        if entry not in others and entry["file"] != f"{FOLDERS[mistake]}/{name}":
+            (folder / entry["file"]).unlink(missing_ok=True)
+    said: Feedback = {
+        "mistake": mistake,
+        "file": f"{FOLDERS[mistake]}/{name}",
+        "origin": origin,
+        "score": score,
+        "model": model,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    file = folder / said["file"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_bytes(content)
+    _write(folder, [*others, said])
+    return said
+
+
+def drop_feedback(folder: Path, names: list[str]) -> list[Feedback]:
+    """Take images out of the feedback, by the names of their files or where they came from; those dropped come back."""
+    dropped = [entry for entry in read_feedback(folder) if {entry["file"], Path(entry["file"]).name, entry["origin"]} & set(names)]
+    _write(folder, [entry for entry in read_feedback(folder) if entry not in dropped])
+    for entry in dropped:
+        (folder / entry["file"]).unlink(missing_ok=True)
+    return dropped
+
+
+def read_feedback(folder: Path) -> Iterator[Feedback]:
+    """Read what was said, the oldest first; lines that are none are left out."""
+    file = folder / FILE
+    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            entry = json.loads(text)
+        except ValueError:
+            continue
+        inside = isinstance(entry, dict) and entry.keys() >= Feedback.__annotations__.keys()
+        if inside and os.path.normpath(entry["file"]).split(os.sep)[0] in FOLDERS.values():
+            yield entry
+
+
+def _write(folder: Path, entries: list[Feedback]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / FILE) as temporary:
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
