@@ -86,7 +86,11 @@ def keep_feedback(
 
 def drop_feedback(folder: Path, names: list[str]) -> list[Feedback]:
     """Take images out of the feedback, by the names of their files or where they came from; those dropped come back."""
-    dropped = [entry for entry in read_feedback(folder) if {entry["file"], Path(entry["file"]).name, entry["origin"]} & set(names)]
+    dropped = [
+        entry
+        for entry in read_feedback(folder)
+        if {entry["file"], Path(entry["file"]).name, entry["origin"]} & set(names)
+    ]
     _write(folder, [entry for entry in read_feedback(folder) if entry not in dropped])
     for entry in dropped:
         (folder / entry["file"]).unlink(missing_ok=True)
@@ -102,7 +106,7 @@ def read_feedback(folder: Path) -> Iterator[Feedback]:
         except ValueError:
             continue
         inside = isinstance(entry, dict) and entry.keys() >= Feedback.__annotations__.keys()
-        if inside and os.path.normpath(entry["file"]).split(os.sep)[0] in FOLDERS.values():
+        if inside and Path(os.path.normpath(entry["file"])).parts[0] in FOLDERS.values():
             yield entry
 
 

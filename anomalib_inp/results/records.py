@@ -131,8 +131,6 @@ def write_records(file: Path, records: Iterable[Record]) -> None:
         written.writelines(map(line, records))
 
 
-
-
 def _region_record(region: Region) -> RegionRecord:
     values = region._asdict()
     return {**values, "box": list(region.box), "contour": [list(point) for point in region.contour]}  # type: ignore[typeddict-item]

@@ -67,7 +67,7 @@ def find_regions(
         kept[part] |= inside
         values = raw_map[part][inside]
         ends = np.array([[left, top], [left + width, top + height]]) * step + corner
-        outline = _contour(inside) + (left, top)
+        outline = _contour(inside) + np.array([left, top])
         regions.append(
             Region(
                 tuple(int(value) for value in ends.round().ravel()),  # type: ignore[arg-type]

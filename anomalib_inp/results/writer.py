@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
+from typing_extensions import Self
 
 from anomalib_inp.files import LONGEST_NAME, disk_error, replacing
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
@@ -44,7 +45,7 @@ class ResultFiles:
         if not append:
             self._write_row(COLUMNS)
 
-    def __enter__(self) -> "ResultFiles":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

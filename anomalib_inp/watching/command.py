@@ -11,13 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
+from typing import TYPE_CHECKING
 
-from anomalib_inp.results.records import Record
-from anomalib_inp.runtime.model import ExportedModel
-from anomalib_inp.watching.outbox import Outbox
-from anomalib_inp.watching.receivers import MqttReceiver
-from anomalib_inp.watching.receivers import webhook as post_to
-from anomalib_inp.watching.watcher import Watcher
+if TYPE_CHECKING:
+    from anomalib_inp.results.records import Record
 
 LOCK = ".watch.lock"
 LAST = 30
@@ -61,6 +58,12 @@ def watch(
         polling: Look for changes again and again, for network drives that tell of none.
     """
     from filelock import FileLock, Timeout
+
+    from anomalib_inp.runtime.model import ExportedModel
+    from anomalib_inp.watching.outbox import Outbox
+    from anomalib_inp.watching.receivers import MqttReceiver
+    from anomalib_inp.watching.receivers import webhook as post_to
+    from anomalib_inp.watching.watcher import Watcher
 
     if not folder.is_dir():
         sys.exit(f"anomalib-inp: there is no folder {folder}.")
@@ -128,6 +131,6 @@ def _changes_of(folder: Path, ending: Event, polling: bool) -> Callable[[], set[
     return take
 
 
-def _say(record: Record) -> None:
+def _say(record: "Record") -> None:
     said = record["error"] or f"{record['verdict'] or 'no verdict'} {record['score']:.3f}"
     print(f"{record['path']}: {said}", flush=True)

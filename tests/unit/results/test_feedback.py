@@ -33,7 +33,10 @@ def test_images_are_dropped(tmp_path: Path) -> None:
     first = keep_feedback(tmp_path, "false_alarm", b"one", "a.png")
     keep_feedback(tmp_path, "false_alarm", b"two", "b.png")
     keep_feedback(tmp_path, "missed", b"three", "c.png")
-    assert [entry["origin"] for entry in drop_feedback(tmp_path, [Path(first["file"]).name, "c.png"])] == ["a.png", "c.png"]
+    assert [entry["origin"] for entry in drop_feedback(tmp_path, [Path(first["file"]).name, "c.png"])] == [
+        "a.png",
+        "c.png",
+    ]
     assert kept(tmp_path) == [("false_alarm", "b.png", "two")]
     assert drop_feedback(tmp_path, ["c.png"]) == []
 

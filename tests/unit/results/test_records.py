@@ -51,7 +51,7 @@ def test_lines_fit_the_schema() -> None:
 
 def test_files_hold_the_same_in_both(tmp_path: Path) -> None:
     """A name that is no text, an error, a line that a kill has cut in half."""
-    names = ["dent/000.png", "umläut, \"quoted\".png", "no\udcfftext.png"]
+    names = ["dent/000.png", 'umläut, "quoted".png', "no\udcfftext.png"]
     with ResultFiles(tmp_path) as files:
         for name in names:
             files.write(record(name))
