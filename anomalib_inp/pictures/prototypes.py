@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
-from anomalib_inp.pictures.strip import INK, PAPER, draw_result, panel_image, place_mask
+from anomalib_inp.pictures.strip import INK, PAPER, heat_panel, lay_out, panel_image, place_mask
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#7f7f7f")
 """Okabe and Ito's, which most people can tell apart; of more prototypes they come again."""
@@ -38,31 +38,30 @@ def draw_prototypes(
         height: Height of a panel in pixels.
     """
     picture = panel_image(image, height)
-    coloured = np.asarray(picture).astype(np.float32)
+    plain = np.asarray(picture)
+    coloured = plain.astype(np.float32)
     grey = coloured.mean(axis=2, keepdims=True)
     for number in range(len(shares)):
         where = place_mask(nearest == number, crop_box, picture.size)[..., None]
         colour = np.array(Image.new("RGB", (1, 1), COLOURS[number % len(COLOURS)]))[0, 0]
         coloured = np.where(where, (1 - OPACITY) * grey + OPACITY * colour, coloured)
     low, high = float(left.min()), float(left.max())
-    strip = draw_result(
-        Image.fromarray(coloured.round().astype(np.uint8)), left, crop_box=crop_box, name=name, vmin=low,
-        vmax=max(high, low + 1e-6), height=height,
-    )  # fmt: skip
-    plain = draw_result(image, left, crop_box=crop_box, vmin=low, vmax=max(high, low + 1e-6), height=height)
-    return _with_legend([plain, strip], shares, height)
+    span = (low, max(high, low + 1e-6))
+    panels = {
+        "image": plain,
+        "nearest prototype": coloured.round().astype(np.uint8),
+        "distance to it: what is left over": heat_panel(plain, left, crop_box, span),
+    }
+    return _with_legend(lay_out(panels, "", INK, name, span, height), shares, height)
 
 
-def _with_legend(strips: list[Image.Image], shares: Sequence[float], height: int) -> Image.Image:
-    """Put the strips below each other, over the share of each prototype."""
+def _with_legend(strip: Image.Image, shares: Sequence[float], height: int) -> Image.Image:
+    """Put the share of each prototype below a strip."""
     size = max(11, height // 20)
     font, line = ImageFont.load_default(size), 2 * size
-    width = max(strip.width for strip in strips)
-    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips) + 2 * line), PAPER)
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
+    sheet = Image.new("RGB", (strip.width, strip.height + 2 * line), PAPER)
+    sheet.paste(strip)
+    top = strip.height
     draw, left = ImageDraw.Draw(sheet), size
     draw.text((left, top + line // 2), "nearest prototype, share of the patches:", INK, font, anchor="lm")
     for number, share in enumerate(shares):

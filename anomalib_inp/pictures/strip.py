@@ -99,8 +99,7 @@ def draw_result(
         marked = place_mask(gt_mask, WHOLE_IMAGE, picture.size)
         label = "ground truth" if marked.any() else "ground truth: empty"
         panels[label] = _outline(np.where(marked[..., None], plain, _dim(plain)), marked, _TRUTH, height)
-    level = np.clip((_place_map(anomaly_map, crop_box, picture.size) - vmin) / (vmax - vmin), 0, 1)
-    panels["anomaly map"] = _hatch_outside(_glow(plain, level), inside, height)
+    panels["anomaly map"] = _hatch_outside(heat_panel(plain, anomaly_map, crop_box, (vmin, vmax)), inside, height)
     if pred_mask is not None:
         found = place_mask(pred_mask, crop_box, picture.size)
         label = _mask_label(bool(found.any()), anomalous)
@@ -116,7 +115,7 @@ def draw_result(
         headline += ": missed defect" if truth else ": false alarm"
         colour = _WRONG
     note = ", ".join(part for part in (name, "" if inside.all() else "hatched: not inspected") if part)
-    return _lay_out(panels, headline, colour, note, (vmin, vmax), height)
+    return lay_out(panels, headline, colour, note, (vmin, vmax), height)
 
 
 def draw_overlay(
@@ -140,11 +139,20 @@ def draw_overlay(
     """
     picture = panel_image(image, height)
     plain = np.asarray(picture)
-    drawn = _glow(plain, np.clip(_place_map(shown_map, crop_box, picture.size), 0, 1))
+    drawn = heat_panel(plain, shown_map, crop_box)
     drawn = _hatch_outside(drawn, _inside(crop_box, places, picture.size), height)
     if pred_mask is not None:
         drawn = _outline(drawn, place_mask(pred_mask, crop_box, picture.size), _FOUND, height)
     return Image.fromarray(drawn)
+
+
+def heat_panel(
+    panel: np.ndarray, plane: np.ndarray, crop_box: CropBox, value_range: tuple[float, float] = (0.0, 1.0)
+) -> np.ndarray:
+    """Draw a map ``(h, w)`` of the crop over a panel ``(H, W, 3)``; its colours span a range of values."""
+    low, high = value_range
+    placed = _place_map(plane, crop_box, (panel.shape[1], panel.shape[0]))
+    return _glow(panel, np.clip((placed - low) / (high - low), 0, 1))
 
 
 def _mask_label(found: bool, anomalous: bool | None) -> str:
@@ -281,7 +289,7 @@ def _hatch_outside(panel: np.ndarray, inside: np.ndarray, height: int) -> np.nda
     return np.where(inside[..., None], panel, hatched).astype(np.uint8)
 
 
-def _lay_out(
+def lay_out(
     panels: dict[str, np.ndarray],
     headline: str,
     headline_colour: tuple[int, int, int],
