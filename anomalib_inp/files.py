@@ -7,11 +7,18 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+from filelock import FileLock
 from platformdirs import user_cache_path
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 """What a system says of a disk that takes no more."""
@@ -83,6 +90,27 @@ def replacing(path: Path) -> Iterator[Path]:
         raise disk_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes of this computer, and threads, from changing a file meanwhile; they wait."""
+    name = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=16).hexdigest()
+    with ExitStack() as stack:
+        with suppress(OSError):  # a disk that is full, or another user's lock: better unlocked than not at all
+            stack.enter_context(FileLock(Path(tempfile.gettempdir(), f"anomalib-inp-{name}.lock"), mode=0o666))
+        yield
+
+
+def in_place(change: Callable[P, R]) -> Callable[P, R]:
+    """Let one process at a time change a file, which is the first argument of the function."""
+
+    @wraps(change)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> R:
+        with locked(Path(str(args[0]))):
+            return change(*args, **kwargs)
+
+    return alone
 
 
 def file_digest(path: Path) -> str:

@@ -21,6 +21,8 @@ PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 """TIFF's tag that says what the numbers mean, and the value for grey where 0 is white."""
 SIDEWAYS = 5
 """EXIF orientation from which on width and height change places."""
+FORMATS = ("BMP", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of the formats whose suffixes are read from folders; cameras write JPEG as MPO too."""
 UNREADABLE = ("F", "I", "LAB")
 """Pillow's modes that become no colours: their values have no known range, or no way to RGB."""
 
@@ -65,7 +67,7 @@ def decode_pixels(content: bytes, name: str, most: int) -> np.ndarray:
 
 def _read(file: str | Path | io.BytesIO, name: str, most: int | None = None) -> np.ndarray:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=None if most is None else FORMATS) as image:
             if most is None or image.width * image.height <= most:
                 return _pixels_of(image)
             fault: Exception | str = f"{image.width} x {image.height} pixels are more than the {most} that are taken"

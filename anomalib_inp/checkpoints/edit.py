@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_inp.checkpoints.own import check_map, read_checkpoint, write_checkpoint
+from anomalib_inp.files import in_place
 from anomalib_inp.results.inspection import Inspection
 from anomalib_inp.thresholds.scale import NO_SCORES, Scale, Thresholds, ValidationScores, buffer_names, move
 
 
+@in_place
 def set_thresholds(
     checkpoint: str | Path,
     image: float | None = None,
@@ -52,6 +54,7 @@ def set_thresholds(
     return Thresholds(first.threshold, second.threshold, config["enable_normalization"], list(config.get("ranges", {})))
 
 
+@in_place
 def set_inspection(
     checkpoint: str | Path, mask: str | Path | bytes | None = None, smallest_area: float | None = None
 ) -> tuple[Inspection, Inspection]:

@@ -60,6 +60,7 @@ def feedback(
         run: Results of a test or of predict that the images are of: they may be named as in its table, and their scores
             are kept too.
     """
+    from anomalib_inp.images import image_fault
     from anomalib_inp.results.feedback import FOLDERS, drop_feedback, keep_feedback, read_feedback
     from anomalib_inp.results.records import FILE, read_records
     from anomalib_inp.results.writer import read_note
@@ -75,8 +76,8 @@ def feedback(
             name = str(image)
             path = root / name if name in said else image
             record = said.get(name)
-            if not path.is_file():
-                sys.exit(f"anomalib-inp: there is no image {path}.")
+            if fault := image_fault(path):
+                sys.exit(f"anomalib-inp: there is no image that can be used: {fault}.")
             scores = (record["raw_score"], record["model"]) if record else (None, "")
             keep_feedback(folder, mistake, path.read_bytes(), str(path.resolve()), *scores)  # type: ignore[arg-type]
     if drop and len(drop_feedback(folder, drop)) == 0:

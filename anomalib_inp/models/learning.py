@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from anomalib.models.components import AnomalibModule
-from filelock import FileLock
 from torch import Tensor
 
 from anomalib_inp.checkpoints.edit import common_thresholds
 from anomalib_inp.checkpoints.own import check_map, read_checkpoint, replacing_checkpoint
 from anomalib_inp.data.deep import read_tensor
-from anomalib_inp.files import file_digest
+from anomalib_inp.files import file_digest, locked
 from anomalib_inp.models.raw_scores import raw_score
 from anomalib_inp.models.registry import load_model
 from anomalib_inp.pictures.visualizer import short_name
@@ -73,7 +72,9 @@ def learn(
             to be forgotten was never learnt, or an export is of another checkpoint.
     """
     path = Path(checkpoint)
-    with FileLock(f"{path.resolve()}.lock"):
+    with ExitStack() as stack:
+        for file in sorted({path.resolve(), *(Path(export).resolve() for export in exports)}):
+            stack.enter_context(locked(file))
         return _learn(path, images, exports, forget)
 
 

@@ -26,6 +26,7 @@ from anomalib_inp.results.regions import Region, find_regions
 from anomalib_inp.results.writer import heat_map_of, row_of, write_heat_map, write_note
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.thresholds.verdicts import count_verdicts, verdict_table, write_verdicts
+from anomalib_inp.training.results_folder import results_folder
 
 
 class ResultReport(Callback):
@@ -40,7 +41,13 @@ class ResultReport(Callback):
         self._records: list[Record] = []
         self._verbose = True
         self._root: Path | None = None
+        self._folder = Path()
         self._model = self._digest = ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look up the results folder, which is one for all processes."""
+        del pl_module, stage
+        self._folder = results_folder(trainer)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing."""
@@ -50,7 +57,7 @@ class ResultReport(Callback):
         paths = Subset.from_trainer(trainer, "test").paths
         self._root = common_root(paths) if paths else None
         # After a training there is no path of a checkpoint, but its file.
-        finished = Path(trainer.default_root_dir) / "weights/lightning" / FINISHED
+        finished = self._folder / "weights/lightning" / FINISHED
         path = Path(getattr(trainer, "ckpt_path", None) or finished)
         self._model = str(path.resolve()) if path.is_file() else ""
         self._digest = file_digest(path) if path.is_file() else ""
@@ -69,7 +76,7 @@ class ResultReport(Callback):
                 self._records.append(self._record(pl_module, subset, batch, index, belongs.names[index]))
                 if self._root is not None and pl_module.visualizer and not trainer.fast_dev_run:
                     name, shown = os.path.relpath(path, self._root), batch.anomaly_map[index].float().cpu().numpy()
-                    write_heat_map(heat_map_of(Path(trainer.default_root_dir), name), shown.squeeze())
+                    write_heat_map(heat_map_of(self._folder, name), shown.squeeze())
 
     def _record(self, pl_module: Any, subset: Subset, batch: Any, index: int, category: str) -> Record:
         path, truth = batch.image_path[index], None if batch.gt_label is None else bool(batch.gt_label[index])
@@ -99,7 +106,7 @@ class ResultReport(Callback):
             found = [record for part in parts for record in part]
         if not found or not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        folder = Path(trainer.default_root_dir)
+        folder = self._folder
         root = self._root or common_root(record["path"] for record in found)
         for record in found:
             record["path"] = Path(os.path.relpath(record["path"], root)).as_posix()

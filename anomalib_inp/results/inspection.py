@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from anomalib_inp.frame import CropBox
+from anomalib_inp.images import is_deep
 
 LONGEST_SIDE = 1024
 """Pixels that a mask is kept with: it is laid over maps, which are smaller."""
 MOST_PIXELS = 2**26
 """Of a mask that is read."""
-WHITE = 128
-"""Grey value from which a mask says: inspect."""
+WHITE, DEEP_WHITE = 128, 32768
+"""Grey value from which a mask says: inspect; of 8 and of 16 bits."""
+OPAQUE = 255
+"""What is less than that is transparent."""
 
 
 class Inspection(NamedTuple):
@@ -80,7 +83,7 @@ class Inspection(NamedTuple):
             changed = changed._replace(smallest_area=float(smallest_area))
         if mask is not None:
             pixels = read_mask(mask) if mask else None
-            changed = changed._replace(mask="" if pixels is None else encode(pixels))
+            changed = changed._replace(mask="" if pixels is None or pixels.all() else encode(pixels))
         return changed
 
 
@@ -113,15 +116,26 @@ def encode(pixels: np.ndarray) -> str:
 
 
 def _decode(content: bytes) -> np.ndarray:
+    clear = False
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > MOST_PIXELS:
                 msg = f"{image.width} x {image.height} pixels are too many for a mask; {MOST_PIXELS} at most."
                 raise ValueError(msg)
-            pixels = np.asarray(image.convert("L")) >= WHITE
+            if is_deep(image):
+                pixels = np.asarray(image).astype(np.uint16) >= DEEP_WHITE
+            else:
+                clear = image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < OPAQUE
+                pixels = np.asarray(image.convert("L")) >= WHITE
+    except UnidentifiedImageError as error:
+        msg = "no readable image."
+        raise ValueError(msg) from error
     except (OSError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
         msg = f"no readable image: {error}"
         raise ValueError(msg) from error
+    if clear:
+        msg = "parts of it are transparent, so neither black nor white: save it without transparency."
+        raise ValueError(msg)
     if not pixels.any():
         msg = "it is black everywhere; white says where to look."
         raise ValueError(msg)

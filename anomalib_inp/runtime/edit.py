@@ -4,6 +4,7 @@
 """Changes an exported model in place: its thresholds, what it inspects, and what it remembers."""
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from anomalib_inp.files import disk_error, replacing
+from anomalib_inp.files import disk_error, in_place, replacing
 from anomalib_inp.results.inspection import Inspection
 from anomalib_inp.runtime.engines import require
-from anomalib_inp.runtime.metadata import KEY, Metadata, read_metadata
+from anomalib_inp.runtime.metadata import KEY, TAG, TAG_SIZE, Metadata, read_metadata
 from anomalib_inp.runtime.places import SHIFTS, inspect_onnx, inspect_openvino, shift_onnx, shift_openvino
 from anomalib_inp.thresholds.scale import NO_SCORES, Thresholds, move
 
@@ -23,6 +24,7 @@ MEMORY = re.compile(r"heads\.\d+\.tokens$")
 """Name of what a model remembers, in the graphs of both formats."""
 
 
+@in_place
 def set_thresholds(
     path: str | Path, image: float | None = None, pixel: float | None = None, category: str | None = None
 ) -> Thresholds:
@@ -63,6 +65,7 @@ def set_thresholds(
     return Thresholds(first.threshold, second.threshold, exported.normalized, list(exported.categories))
 
 
+@in_place
 def set_inspection(
     path: str | Path, mask: str | Path | bytes | None = None, smallest_area: float | None = None
 ) -> tuple[Inspection, Inspection]:
@@ -229,8 +232,12 @@ def write_openvino(model: Any, path: Path, half: bool = False) -> None:
         DiskError: The disk is full.
     """
     openvino = require("openvino", "openvino", path)
+    tag = os.urandom(TAG_SIZE)
+    model.set_rt_info(tag.hex(), TAG)
     try:
         openvino.save_model(model, path, compress_to_fp16=half)
+        with path.with_suffix(".bin").open("ab") as weights:
+            weights.write(tag)
     except RuntimeError as error:  # OpenVINO says of all that goes wrong there that writing failed
         for part in (path, path.with_suffix(".bin")):
             part.unlink(missing_ok=True)

@@ -17,8 +17,15 @@ from anomalib_inp.results.inspection import EVERYTHING, Inspection
 from anomalib_inp.thresholds.scale import NO_SCORES, Scale, ValidationScores
 
 KEY = "anomalib_inp"
+TAG, TAG_SIZE = "anomalib_inp_weights", 16
+"""Name of what both files of an OpenVINO model say, the .bin in its last bytes, and how many those are: a kill may come
+between writing one and the other."""
 _METADATA_PROPS = 14  # number of that field of an ONNX file
 LABELS = {"image": "pred_label", "pixel": "pred_mask"}
+
+
+class MismatchError(ValueError):
+    """The two files of a model do not belong together."""
 
 
 class Metadata(NamedTuple):
@@ -134,6 +141,8 @@ def read_metadata(path: str | Path) -> Metadata:
         raise FileNotFoundError(msg)
     try:
         text = (_onnx_text if path.suffix == ".onnx" else _openvino_text)(path)
+    except MismatchError:
+        raise
     except Exception as error:  # whatever a broken file leads to
         raise unreadable(path, error) from error
     if text is None:
@@ -187,5 +196,19 @@ def _fields(content: bytes | mmap) -> Iterator[tuple[int, int, int]]:
 def _openvino_text(path: Path) -> str | None:
     path.with_suffix(".bin").stat()
     # Not by OpenVINO, which would build the model: this is the text of an attribute of one of the last elements.
-    entry = ElementTree.parse(path).find(f"rt_info/{KEY}")  # noqa: S314 - Python's parser limits what entities expand to
+    tree = ElementTree.parse(path)  # noqa: S314 - Python's parser limits what entities expand to
+    tag, entry = (tree.find(f"rt_info/{name}") for name in (TAG, KEY))
+    if tag is not None and tag.get("value") != _last_bytes(path.with_suffix(".bin")):
+        unfinished = path.with_name(f".{path.stem}.partial{path.suffix}")  # as a kill leaves it
+        if unfinished.is_file():
+            unfinished.replace(path)
+            return _openvino_text(path)
+        msg = f"{path} and its .bin were not written together: take both from one export."
+        raise MismatchError(msg)
     return None if entry is None else entry.get("value")
+
+
+def _last_bytes(weights: Path) -> str:
+    with weights.open("rb") as file:
+        file.seek(max(0, weights.stat().st_size - TAG_SIZE))
+        return file.read().hex()

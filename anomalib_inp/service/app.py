@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from anomalib_inp import __version__
 from anomalib_inp.results.image_statistics import measure_image
@@ -44,6 +45,7 @@ class PredictionAnswer(BaseModel):
 class NewThresholds(BaseModel):
     """Raw thresholds; what is left out stays."""
 
+    model_config = ConfigDict(extra="forbid", strict=True)
     image: float | None = None
     pixel: float | None = None
 
@@ -51,6 +53,7 @@ class NewThresholds(BaseModel):
 class NewInspection(BaseModel):
     """What is inspected; what is left out stays."""
 
+    model_config = ConfigDict(extra="forbid", strict=True)
     mask: str | None = Field(None, description="An image in Base64, white where to look; empty for everywhere.")
     smallest_area: float | None = Field(None, description="Pixels of the image that a region has at least.")
 
@@ -155,6 +158,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
         headers = {"Retry-After": "1"} if error.status == 429 else None
         return JSONResponse({"detail": str(error)}, error.status, headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody reads it
 
     def allowed(request: Request) -> None:
         client = request.client.host if request.client else None
@@ -273,3 +280,5 @@ def _changed(change: Callable[[], Any]) -> Any:
         return change()
     except (ValueError, binascii.Error) as error:
         raise HTTPException(422, str(error)) from error
+    except OSError as error:  # the file is gone, or the disk full
+        raise HTTPException(503, str(error)) from error

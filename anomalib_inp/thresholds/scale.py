@@ -12,6 +12,11 @@ import numpy as np
 
 EDGE = 0.5e-7
 """In 32 bits, a normalised score is 0 or 1 from here on; read as these, its raw score stays finite."""
+FARTHEST = 100
+"""Spans that a threshold is moved by at most: from there, a normalised score in 32 bits is so close to 0 or 1 that the
+raw one that is had back from it is off by a fifth of a span."""
+LARGEST = 1e6
+"""The largest threshold where there was none."""
 APART = 1e-3
 """Spans between an image threshold and the score that it comes from: exports round, and no verdict hangs on that."""
 
@@ -148,7 +153,7 @@ def move(scales: tuple[Scale, Scale], image: float | None, pixel: float | None) 
         The scales of numbers, those that are moved with their ends.
 
     Raises:
-        ValueError: A threshold is not a finite number.
+        ValueError: A threshold is not a finite number, or too far from the present one.
     """
     given = {"image": image, "pixel": pixel}
     for kind, value in given.items():
@@ -156,6 +161,15 @@ def move(scales: tuple[Scale, Scale], image: float | None, pixel: float | None) 
             msg = f"The {kind} threshold must be a finite raw score, got {value}."
             raise ValueError(msg)
     first, second = (Scale(*map(float, scale)) for scale in scales)
+    for (kind, value), scale in zip(given.items(), (first, second), strict=True):
+        reach = LARGEST if math.isnan(scale.threshold) else FARTHEST * float(scale.span)
+        before = 0.0 if math.isnan(scale.threshold) else scale.threshold
+        if value is not None and abs(value - before) > reach:
+            msg = (
+                f"The {kind} threshold {value:g} is too far from the present one, {before:g}: raw scores could not be "
+                f"had back from normalised ones. It may lie between {before - reach:.6g} and {before + reach:.6g}."
+            )
+            raise ValueError(msg)
     image, pixel = (
         pixel if image is None and math.isnan(first.threshold) else image,
         image if pixel is None and math.isnan(second.threshold) else pixel,

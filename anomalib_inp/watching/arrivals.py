@@ -4,6 +4,7 @@
 """Which images of a folder are there, complete, and not yet done."""
 
 import os
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,6 +96,8 @@ class Arrivals:
         try:
             found = os.stat(path)  # noqa: PTH116 - called for every file again and again
         except OSError:
+            return None
+        if not stat.S_ISREG(found.st_mode):  # a folder may be called as an image is, and a pipe be never at its end
             return None
         written = max(found.st_mtime, found.st_ctime)  # a copy may keep the time of its content
         return Arrival((found.st_size, found.st_mtime_ns, found.st_ino), time.monotonic(), written)

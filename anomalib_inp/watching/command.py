@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalib_inp.results.records import Record
 
+logger = logging.getLogger(__name__)
 LOCK = ".watch.lock"
 LAST = 30
 """Seconds that receivers are told what is left for, when the command ends."""
@@ -112,11 +113,22 @@ def _changes_of(folder: Path, ending: Event, polling: bool) -> Callable[[], set[
     from watchfiles import watch as files_of
 
     changed: SimpleQueue[Path] = SimpleQueue()
+    how: dict[str, Any] = {"stop_event": ending, "step": 50, "debounce": 200, "force_polling": polling or None}
 
     def collect() -> None:
-        for changes in files_of(folder, stop_event=ending, step=50, debounce=200, force_polling=polling or None):
-            for _, path in changes:
-                changed.put(Path(path))
+        said = False
+        while not ending.is_set():
+            try:
+                for changes in files_of(folder, **how):
+                    for _, path in changes:
+                        changed.put(Path(path))
+            except Exception as error:  # of a name that is no text, for one; the whole folder is looked at anyway
+                if not said:
+                    logger.warning(
+                        "What happens in %s is not told: %s. It is looked at again and again.", folder, error
+                    )
+                said = True
+                ending.wait(1)
 
     Thread(target=collect, name="changes", daemon=True).start()
 

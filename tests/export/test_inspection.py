@@ -4,6 +4,8 @@
 """What is inspected: the same places in the Engine, in checkpoints, and in exports, whenever they were chosen."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,3 +222,58 @@ def test_what_is_ignored_counts_in_no_metric(tiny_model: Make, quiet_engine: Mak
     regions = [region for record in read_records(file) for region in record["regions"]]
     assert regions
     assert max(region["box"][2] for region in regions) <= SIDE / 2 + 1
+
+
+KILL = """
+import os, sys
+from pathlib import Path
+from anomalib_inp.runtime import edit
+
+replace = Path.replace
+def and_die(self, target):
+    replace(self, target)
+    os._exit(9)
+Path.replace = and_die
+edit.set_thresholds(sys.argv[1], image=float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def exported(tiny_model: Make, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = tiny_model(InpFormer, spread=8, target_layers=[1, 2], map_size=MAP, image_size=64, evaluator=False).eval()
+    model.post_processor.set_thresholds(0.5, 0.5)
+    return model.to_openvino(tmp_path)
+
+
+def test_a_kill_between_two_files(exported: Path, image: Path, tmp_path: Path) -> None:
+    """The first of two files is new, the second is not: the next to look at it puts the second in its place."""
+    before = predict(ExportedModel(exported), image).raw_score
+    ended = subprocess.run([sys.executable, "-c", KILL, str(exported), "1.5"], check=False)
+    assert ended.returncode == 9
+    assert edit.set_thresholds(exported).image == 1.5
+    assert predict(ExportedModel(exported), image).raw_score == pytest.approx(before, rel=TOLERANCE)
+
+
+def test_files_of_two_models(exported: Path, image: Path, tmp_path: Path) -> None:
+    kept = exported.with_suffix(".bin").read_bytes()
+    edit.set_thresholds(exported, image=0.7)
+    exported.with_suffix(".bin").write_bytes(kept)
+    for use in (ExportedModel, edit.set_thresholds):
+        with pytest.raises(ValueError, match="were not written together"):
+            use(exported)
+
+
+def test_changes_at_once_are_all_made(exported: Path, mask: Path) -> None:
+    """Thresholds and masks, by six processes at a time."""
+    changes = [f"edit.set_thresholds({str(exported)!r}, image={0.5 + 0.01 * index})" for index in range(3)]
+    changes += [f"edit.set_inspection({str(exported)!r}, {str(mask)!r}, {index})" for index in range(1, 4)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", f"from anomalib_inp.runtime import edit; {change}"])
+        for change in changes
+    ]
+    assert [process.wait(120) for process in processes] == [0] * 6
+    metadata = read_metadata(exported)
+    assert metadata.inspection.mask == EVERYTHING.changed(mask).mask
+    assert metadata.inspection.smallest_area in {1, 2, 3}
+    assert metadata.image.threshold in {0.5, 0.51, 0.52}

@@ -151,6 +151,10 @@ def test_the_commands(finished: Path, root: Path, tmp_path: Path) -> None:
     kept = ("--false_alarms", f"{test}/good/000.png", f"{test}/good/001.png", "--missed", f"{test}/hole/000.png")
     assert "Kept in feedback: 2 false alarms, 1 missed." in run("feedback", "feedback", *kept)
     assert "1 false alarms, 1 missed" in run("feedback", "feedback", "--drop", f"{test}/good/001.png")
+    (tmp_path / "text.png").write_text("no image")
+    command = [sys.executable, "-m", "anomalib_inp.cli", "feedback", "feedback", "--missed", "text.png"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "no image that can be used: text.png" in ended.stderr
     said = run("retrain", str(finished), "feedback", "--accelerator", "cpu")
     assert "Added: 1 false alarms" in said
     assert "validation/good" in said

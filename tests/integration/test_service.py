@@ -111,6 +111,9 @@ def test_what_cannot_be_read_is_said(server: Server, images: Path) -> None:
     assert fine["error"] is None
     assert "half.png is no readable image" in broken["error"]
     assert broken["score"] is None
+    gif = io.BytesIO()
+    Image.new("L", (20, 20)).save(gif, "GIF")
+    assert server.client.post("/predict", content=gif.getvalue()).status_code == 422  # folders leave them out as well
     answer = server.client.post("/predict", content=b"no image")
     assert answer.status_code == 422
     assert "The image is no readable image" in answer.json()["predictions"][0]["error"]
@@ -211,6 +214,9 @@ def test_thresholds_and_mask_are_changed_in_the_file(exported: Path, images: Pat
         assert all(region["box"][2] <= 61 for region in left["regions"])
         for path, wrong, text in (
             ("/thresholds", {"image": "much"}, "valid number"),
+            ("/thresholds", {"imgae": 3}, "Extra inputs"),
+            ("/thresholds", {"image": True}, "valid number"),
+            ("/thresholds", {"image": 1e38}, "too far from the present one"),
             ("/inspection", {"mask": "???"}, "base64"),
             ("/inspection", {"mask": base64.b64encode(b"no image").decode()}, "cannot be used as a mask"),
             ("/inspection", {"smallest_area": -1}, "from 0 on"),
@@ -220,6 +226,8 @@ def test_thresholds_and_mask_are_changed_in_the_file(exported: Path, images: Pat
             assert text in answer.text
         # a file that somebody else changes is read anew; one that is broken leaves the last one
         ExportedModel(model)
+        model.unlink()
+        assert server.client.put("/thresholds", json={"image": 0.3}).status_code == 503
         model.write_text("broken")
         assert server.client.post("/predict", files=files(images, NAMES[:1])).status_code == 200
         assert server.client.get("/", follow_redirects=True).status_code == 404

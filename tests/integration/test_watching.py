@@ -114,6 +114,24 @@ def test_images_are_predicted_as_they_come(model: Path, tmp_path: Path) -> None:
     assert sorted(row.image for row in read_all_rows(output)) == sorted(names(output))
 
 
+def test_what_is_no_file_is_left(model: Path, tmp_path: Path) -> None:
+    """A folder and a pipe that are called as images are, and a name that is no text."""
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    with watching(model, folder, output, "--move", str(tmp_path / "moved")) as process:
+        time.sleep(0.5)
+        (folder / "folder.png").mkdir()
+        os.mkfifo(folder / "pipe.png")
+        put(folder / "folder.png/inside.png", 0)
+        photograph(1).save(tmp_path / "next.png")
+        os.rename(os.fsencode(tmp_path / "next.png"), os.path.join(os.fsencode(folder), b"no\xfftext.png"))  # noqa: PTH104, PTH118
+        wait_for(lambda: len(names(output)) == 2)
+        time.sleep(1)
+        assert stop(process) == 0
+    assert sorted(names(output)) == ["folder.png/inside.png", "no\udcfftext.png"]
+    assert (folder / "folder.png").is_dir()
+
+
 def test_half_written_images_wait_and_broken_ones_are_said(model: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
     content = put(tmp_path / "whole.png", 0).read_bytes()

@@ -225,7 +225,7 @@ def test_predict_passes_its_options_on(run: Run, images: Path, tmp_path: Path, m
         def __init__(self, *given: object, category: str | None) -> None:
             calls.append((*given, category))
 
-    def predict_folder(_: Exported, job: Job, strict: bool) -> Iterator[None]:
+    def predict_folder(_: Exported, job: Job, strict: bool, observe: object) -> Iterator[None]:
         assert not strict
         calls.append((job.root, job.output, bool(job.pictures)))
         job.note_down()

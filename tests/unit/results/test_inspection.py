@@ -37,7 +37,8 @@ def test_a_large_mask_is_made_smaller(tmp_path: Path) -> None:
     assert kept.shape == (512, 1024)
     assert kept[:256, :512].all()
     assert kept.sum() == 256 * 512
-    assert EVERYTHING.changed(draw(tmp_path / "long.png", np.ones((2, 5000), bool))).pixels.shape == (1, 1024)
+    long = np.arange(5000) > np.array([[10], [10]])
+    assert EVERYTHING.changed(draw(tmp_path / "long.png", long)).pixels.shape == (1, 1024)
 
 
 def test_places_of_a_map(tmp_path: Path) -> None:
@@ -64,3 +65,20 @@ def test_what_is_no_mask(tmp_path: Path) -> None:
     for area in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="number of pixels"):
             EVERYTHING.changed(smallest_area=area)
+
+
+def test_masks_of_other_kinds(tmp_path: Path) -> None:
+    """16 bits by their range, white everywhere as none, and what is transparent is neither black nor white."""
+    pixels = np.full((40, 40), 65535, np.uint16)
+    pixels[:20] = 400
+    Image.fromarray(pixels).save(tmp_path / "deep.png")
+    assert EVERYTHING.changed(tmp_path / "deep.png").pixels.mean() == 0.5
+    assert EVERYTHING.changed(draw(tmp_path / "white.png", np.ones((3, 3)), "RGBA")) == EVERYTHING
+    strokes = np.zeros((40, 40, 4), np.uint8)
+    strokes[:10, :, 3] = 255
+    Image.fromarray(strokes).save(tmp_path / "strokes.png")
+    with pytest.raises(ValueError, match="save it without transparency"):
+        EVERYTHING.changed(tmp_path / "strokes.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no readable image\.$"):
+        EVERYTHING.changed(tmp_path / "empty.png")

@@ -21,7 +21,7 @@ from anomalib_inp.checkpoints import edit as checkpoint_edit
 from anomalib_inp.runtime import edit as export_edit
 from anomalib_inp.runtime.metadata import Metadata, read_metadata
 from anomalib_inp.runtime.model import ExportedModel
-from anomalib_inp.thresholds.scale import Scale, margin_of, move
+from anomalib_inp.thresholds.scale import NO_SCALE, Scale, margin_of, move
 
 WRITTEN = Path(__file__).parents[2] / "golden" / "written_before"
 # The span is 0.2, half of the distance to the lower end.
@@ -288,3 +288,17 @@ def test_scales_need_no_torch() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) == pytest.approx(0.8)
+
+
+def test_a_threshold_that_is_too_far_is_refused() -> None:
+    """Raw scores could not be had back from normalised ones in 32 bits; without one, size alone is bounded."""
+    scale = Scale(0.5, 0.4, 0.6)  # a span of 0.05
+    (moved, _) = move((scale, scale), 5.4, None)
+    scores = np.float32([0.2, 0.3, 0.7])
+    assert moved.to_raw(np.float32(moved.normalise(scores))) == pytest.approx(scores, abs=0.2 * scale.span)
+    for value in (5.6, -4.6, 100.0, 1e38, 1e300):
+        with pytest.raises(ValueError, match=r"too far from the present one, 0\.5"):
+            move((scale, scale), value, None)
+    assert move((NO_SCALE, NO_SCALE), 1e5, None)[0].threshold == 1e5
+    with pytest.raises(ValueError, match="too far"):
+        move((NO_SCALE, NO_SCALE), 1e39, None)
