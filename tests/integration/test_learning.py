@@ -17,14 +17,13 @@ import torch
 from anomalib.data import MVTecAD
 from anomalib.deploy import CompressionType
 from anomalib.engine import Engine
-from filelock import FileLock
 from lightning import Trainer
 
 from anomalib_inp import ExportedModel, InpFormer, InpFormerPlusPlus, TokenMemory, cli
 from anomalib_inp.checkpoints.edit import set_thresholds
 from anomalib_inp.checkpoints.own import read_checkpoint, write_checkpoint
 from anomalib_inp.data.deep import read_tensor
-from anomalib_inp.files import DiskError
+from anomalib_inp.files import DiskError, locked
 from anomalib_inp.models.convert import set_map
 from anomalib_inp.models.learning import learn
 from anomalib_inp.models.registry import load_model
@@ -238,7 +237,7 @@ def test_all_files_are_changed_or_none(files, alarms, monkeypatch) -> None:
 
 
 def test_two_commands_follow_each_other(files, alarms) -> None:
-    with ThreadPoolExecutor(1) as pool, FileLock(f"{files['ckpt'].resolve()}.lock"):
+    with ThreadPoolExecutor(1) as pool, locked(files["ckpt"]):
         learning = pool.submit(learn, files["ckpt"], alarms[:1])
         with pytest.raises(TimeoutError):
             learning.result(timeout=1)
