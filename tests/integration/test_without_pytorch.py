@@ -25,7 +25,7 @@ from anomalib_inp.runtime.model import ExportedModel
 Make = Callable[..., Any]
 WRITTEN = Path(__file__).parents[1] / "golden" / "written_before"
 MISSING = (
-    *("torch", "torchvision", "torchmetrics", "anomalib", "lightning", "timm", "kornia", "safetensors", "filelock"),
+    *("torch", "torchvision", "torchmetrics", "anomalib", "lightning", "timm", "kornia", "safetensors"),
     *("matplotlib", "pandas", "scipy", "skimage", "sklearn", "onnx", "onnxscript", "nncf"),
 )
 NEEDS_MORE = "pip install 'anomalib-inp[train]'"
