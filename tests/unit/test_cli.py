@@ -217,6 +217,7 @@ def test_predict(run: Run, exported: Path, images: Path, tmp_path: Path, monkeyp
 
 def test_predict_passes_its_options_on(run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple] = []
+    monkeypatch.chdir(tmp_path)  # results go where the command is run
 
     class Exported:
         digest = "of nothing"
