@@ -21,8 +21,8 @@ PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 """TIFF's tag that says what the numbers mean, and the value for grey where 0 is white."""
 SIDEWAYS = 5
 """EXIF orientation from which on width and height change places."""
-FORMATS = ("BMP", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's names of the formats whose suffixes are read from folders; cameras write JPEG as MPO too."""
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of the formats whose suffixes are read from folders; what opens JPEG opens MPO of cameras too."""
 UNREADABLE = ("F", "I", "LAB")
 """Pillow's modes that become no colours: their values have no known range, or no way to RGB."""
 
@@ -68,13 +68,17 @@ def decode_pixels(content: bytes, name: str, most: int) -> np.ndarray:
 def _read(file: str | Path | io.BytesIO, name: str, most: int | None = None) -> np.ndarray:
     try:
         with Image.open(file, formats=None if most is None else FORMATS) as image:
-            if most is None or image.width * image.height <= most:
-                return _pixels_of(image)
-            fault: Exception | str = f"{image.width} x {image.height} pixels are more than the {most} that are taken"
+            _check_size(image.width, image.height, most)
+            return _pixels_of(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # a broken PNG is a syntax error
-        fault = error
-    msg = f"{name} is no readable image: {str(fault).replace(repr(file), 'its content')}"
-    raise ValueError(msg) from (fault if isinstance(fault, Exception) else None)
+        msg = f"{name} is no readable image: {str(error).replace(repr(file), 'its content')}"
+        raise ValueError(msg) from error
+
+
+def _check_size(width: int, height: int, most: int | None) -> None:
+    if most is not None and width * height > most:
+        msg = f"{width} x {height} pixels are more than the {most} that are taken"
+        raise ValueError(msg)
 
 
 class Header(NamedTuple):

@@ -3,7 +3,10 @@
 
 """Images as they come, compared with anomalib's reader and with values known by construction."""
 
+import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,8 @@ import pytest
 from anomalib.data.utils import read_image
 from PIL import Image
 
-from anomalib_inp.images import as_batch, image_fault, is_deep_file, read_pixels
+from anomalib_inp.files import IMAGE_SUFFIXES
+from anomalib_inp.images import as_batch, decode_pixels, image_fault, is_deep_file, read_pixels
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -55,6 +59,27 @@ def test_grey_images_of_sixteen_bits_are_scaled_by_their_range(tmp_path: Path, n
     assert pixels.dtype == np.uint16
     np.testing.assert_array_equal(pixels, np.stack([DEEP] * 3, axis=-1))
     np.testing.assert_allclose(as_batch(pixels)[0, 1], DEEP / 65535, rtol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, ".mpo"])
+def test_what_is_read_from_files_is_read_from_their_content(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image{suffix}"
+    image = Image.fromarray(COLOURS)
+    image.save(path, **({"save_all": True, "append_images": [image]} if suffix == ".mpo" else {}))
+    np.testing.assert_array_equal(decode_pixels(path.read_bytes(), "image", 35), read_pixels(path))
+    with pytest.raises(ValueError, match="7 x 5 pixels are more than the 34 that are taken"):
+        decode_pixels(path.read_bytes(), "image", 34)
+
+
+def test_what_no_folder_gives_is_not_decoded_either() -> None:
+    """In a process of its own, where nothing has made Pillow load its formats yet."""
+    content = io.BytesIO()
+    Image.fromarray(COLOURS).save(content, "ICO")
+    code = (
+        "import sys; from anomalib_inp.images import decode_pixels; decode_pixels(sys.stdin.buffer.read(), 'a.ico', 99)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], input=content.getvalue(), capture_output=True, check=False)
+    assert b"ValueError: a.ico is no readable image: cannot identify image file its content" in ran.stderr
 
 
 @pytest.mark.parametrize("bits", [8, 16])
