@@ -12,7 +12,6 @@ SERVE = {
     "pydantic",
     "starlette",
     "uvicorn",
-    "filelock",
     "watchfiles",
 }
 """What is in the extra ``serve``; whatever else is missing is in ``train``."""

@@ -83,7 +83,6 @@ def _choose_threshold(
     from anomalib_inp.runtime.metadata import read_metadata
     from anomalib_inp.runtime.predict import raw_scores
     from anomalib_inp.thresholds.rates import CONFIDENCE, Rate, allowed_alarms, images_needed, operating_point
-    from anomalib_inp.thresholds.scale import margin_of
 
     score: Callable[[Path, list[Path]], Iterable[float]] = raw_scores
     if model.suffix == ".ckpt":
@@ -124,7 +123,7 @@ def _choose_threshold(
     if folder is None and kept.anomalous:
         caught = Rate(sum(score > point.threshold for score in kept.anomalous), len(kept.anomalous))
         print(f"Anomalous validation images above it: {caught}.")
-    return point.threshold - float(margin_of(limit) * scale.span)  # where a sensitivity moves what is in force
+    return point.threshold - scale.shift(limit)  # where a sensitivity moves what is in force
 
 
 def inspect(model: Path, mask: str | None = None, smallest_area: float | None = None) -> None:

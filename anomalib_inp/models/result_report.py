@@ -23,7 +23,7 @@ from anomalib_inp.results import records, score_table
 from anomalib_inp.results.inspection import EVERYTHING
 from anomalib_inp.results.records import Record, make_record, with_regions
 from anomalib_inp.results.regions import Region, find_regions
-from anomalib_inp.results.writer import heat_map_of, row_of, write_heat_map, write_note
+from anomalib_inp.results.writer import row_of, write_heat_map, write_note
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.thresholds.verdicts import count_verdicts, verdict_table, write_verdicts
 from anomalib_inp.training.results_folder import results_folder
@@ -76,7 +76,7 @@ class ResultReport(Callback):
                 self._records.append(self._record(pl_module, subset, batch, index, belongs.names[index]))
                 if self._root is not None and pl_module.visualizer and not trainer.fast_dev_run:
                     name, shown = os.path.relpath(path, self._root), batch.anomaly_map[index].float().cpu().numpy()
-                    write_heat_map(heat_map_of(self._folder, name), shown.squeeze())
+                    write_heat_map(self._folder, name, shown.squeeze())
 
     def _record(self, pl_module: Any, subset: Subset, batch: Any, index: int, category: str) -> Record:
         path, truth = batch.image_path[index], None if batch.gt_label is None else bool(batch.gt_label[index])
@@ -128,7 +128,7 @@ def _shifts(post: Any) -> dict[str, float]:
     if not isinstance(post, InpPostProcessor) or post.image_sensitivity == 0.5:
         return {}
     return {
-        category or "": post.in_force("image", category) - float(post.scale("image", category).threshold)
+        category or "": post.scale("image", category).shift(1 - post.image_sensitivity)
         for category in (None, *post.ranges)
     }
 

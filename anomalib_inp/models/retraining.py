@@ -6,7 +6,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from anomalib_inp.thresholds.rates import Rate
 
 VALIDATION, TEST, ALARMS, MISSED = "validation", "test", "feedback: false alarms", "feedback: missed"
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+Digest = Callable[[Path], str]
 
 
 class Beside(NamedTuple):
@@ -86,7 +87,8 @@ def retrain(
         raise ValueError(msg)
     alarms, missed = (_kept(feedback, mistake) for mistake in ("false_alarm", "missed"))
     known = NotedData(content["images"], root=images)
-    usable, left_out = _usable(alarms, known)
+    digest = cache(file_digest)
+    usable, left_out = _usable(alarms, known, digest)
     if not usable:
         said = f" ({first_few(left_out)})" if left_out else ""
         msg = f"There is no false alarm in {feedback} that could be added{said}: anomalib-inp feedback says what is."
@@ -97,7 +99,7 @@ def retrain(
         learn(new, usable)
     else:
         new = _train(checkpoint, content, NotedData(content["images"], usable, images), output, seed, accelerator)
-    sets = _sets(known, alarms, missed, {file_digest(path) for path in usable})
+    sets = _sets(known, alarms, missed, usable, digest)
     old_rows, new_rows = (
         _rows(model, sets, (lambda items, _: items) if progress is None else partial(_told, progress, name))
         for name, model in (("old", checkpoint), ("new", new))
@@ -142,13 +144,13 @@ def _kept(feedback: Path, mistake: str) -> list[Path]:
     return [feedback / said["file"] for said in read_feedback(feedback) if said["mistake"] == mistake]
 
 
-def _usable(alarms: list[Path], data: NotedData) -> tuple[list[Path], list[str]]:
+def _usable(alarms: list[Path], data: NotedData, digest: Digest) -> tuple[list[Path], list[str]]:
     """Leave out what would be both trained and validated on, or is trained on already, and what is gone."""
-    known = {file_digest(path): "a validation image" for path, _ in data.images("val")}
-    known |= {file_digest(path): "a training image" for path, _ in data.images("train")}
+    known = {digest(path): "a validation image" for path, _ in data.images("val")}
+    known |= {digest(path): "a training image" for path, _ in data.images("train")}
     usable, left_out = [], []
     for path in alarms:
-        why = known.get(file_digest(path)) if path.is_file() else "gone"
+        why = known.get(digest(path)) if path.is_file() else "gone"
         if why is None:
             usable.append(path)
         else:
@@ -156,19 +158,22 @@ def _usable(alarms: list[Path], data: NotedData) -> tuple[list[Path], list[str]]
     return usable, left_out
 
 
-def _sets(data: NotedData, alarms: list[Path], missed: list[Path], trained: set[str]) -> list[tuple[Path, str, str]]:
+def _sets(
+    data: NotedData, alarms: list[Path], missed: list[Path], usable: list[Path], digest: Digest
+) -> list[tuple[Path, str, str]]:
     """List what both models are tried on: path, name, and set with the kind behind it; each image once."""
     sets = [(path, VALIDATION, kind) for path, kind in data.images("val")]
     sets += [(path, TEST, kind) for path, kind in data.images("test")]
     sets += [(path, ALARMS, GOOD) for path in alarms] + [(path, MISSED, "defect") for path in missed]
+    trained = set(map(digest, usable))
     seen: dict[str, str] = {}
     listed = []
     for path, group, kind in sets:
-        digest = file_digest(path) if path.is_file() else ""
+        content = digest(path) if path.is_file() else ""
         # what is trained on now is no test any more; validation images may be the test images
-        if not digest or (digest in trained and group != ALARMS) or seen.get(digest) in {VALIDATION, TEST}:
+        if not content or (content in trained and group != ALARMS) or seen.get(content) in {VALIDATION, TEST}:
             continue
-        seen[digest] = group
+        seen[content] = group
         name = f"{group}/{os.path.relpath(path, data.root)}" if group in {VALIDATION, TEST} else f"{group}/{path.name}"
         listed.append((path, name, f"{group}/{kind}"))
     return listed

@@ -9,16 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from anomalib_inp.checkpoints import edit
 from anomalib_inp.exporting.convert import graph_of, metadata_of
 from anomalib_inp.files import file_digest
 from anomalib_inp.images import as_batch
 from anomalib_inp.models.registry import load_model
 from anomalib_inp.pictures.prototypes import draw_prototypes
-from anomalib_inp.results.inspection import Inspection
 from anomalib_inp.runtime.model import Predictions
 from anomalib_inp.scoring.prototypes import explain
-from anomalib_inp.thresholds.scale import Thresholds
 
 
 class CheckpointModel:
@@ -71,11 +68,3 @@ class CheckpointModel:
         nearest, left, shares = (values[0].cpu().numpy() for values in explained)
         picture = draw_prototypes(pixels, nearest, left, shares.tolist(), crop_box=self.metadata.crop_box, name=name)
         return picture, shares.tolist()
-
-    def set_thresholds(self, image: float | None, pixel: float | None, category: str | None) -> Thresholds:
-        """Move thresholds, in the file."""
-        return edit.set_thresholds(self.path, image, pixel, category=category)
-
-    def set_inspection(self, mask: bytes | str | None, smallest_area: float | None) -> tuple[Inspection, Inspection]:
-        """Change what is inspected, in the file."""
-        return edit.set_inspection(self.path, mask, smallest_area)

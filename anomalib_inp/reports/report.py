@@ -20,7 +20,7 @@ from anomalib_inp.files import replacing
 from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.strip import heat_colours, panel_image
 from anomalib_inp.results.records import FILE, Record, read_records
-from anomalib_inp.results.writer import heat_map_of, read_note
+from anomalib_inp.results.writer import HEAT_MAPS, picture_path, read_note
 
 SIDES = {200: 640, 800: 360}
 """Pixels of the longer side of images, by how many there are at most."""
@@ -114,7 +114,7 @@ def _entry(run: Path, root: Path, side: int, record: Record) -> dict[str, Any]:
         return entry
     picture.thumbnail((side, side))
     entry["photo"] = _encoded(picture, "JPEG", quality=82)
-    heat_map = heat_map_of(run, record["path"])
+    heat_map = picture_path(run, HEAT_MAPS, record["path"])
     if heat_map.is_file():
         with Image.open(heat_map) as image:
             image.thumbnail((HEAT_SIDE, HEAT_SIDE))

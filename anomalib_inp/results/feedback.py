@@ -6,7 +6,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, get_args
@@ -64,10 +64,7 @@ def keep_feedback(
     suffix = Path(origin).suffix.lower()
     digest = hashlib.blake2b(content, digest_size=DIGITS // 2).hexdigest()
     name = f"{digest}{suffix if suffix in IMAGE_SUFFIXES else '.png'}"
-    others = [entry for entry in read_feedback(folder) if Path(entry["file"]).stem != digest]
-    for entry in read_feedback(folder):
-        if entry not in others and entry["file"] != f"{FOLDERS[mistake]}/{name}":
-            (folder / entry["file"]).unlink(missing_ok=True)
+    others, before = _part(folder, lambda entry: Path(entry["file"]).stem == digest)
     said: Feedback = {
         "mistake": mistake,
         "file": f"{FOLDERS[mistake]}/{name}",
@@ -81,17 +78,19 @@ def keep_feedback(
     with replacing(file) as temporary:
         temporary.write_bytes(content)
     _write(folder, [*others, said])
+    for entry in before:
+        if entry["file"] != said["file"]:
+            (folder / entry["file"]).unlink(missing_ok=True)
     return said
 
 
 def drop_feedback(folder: Path, names: list[str]) -> list[Feedback]:
     """Take images out of the feedback, by the names of their files or where they came from; those dropped come back."""
-    dropped = [
-        entry
-        for entry in read_feedback(folder)
-        if {entry["file"], Path(entry["file"]).name, entry["origin"]} & set(names)
-    ]
-    _write(folder, [entry for entry in read_feedback(folder) if entry not in dropped])
+    wanted = set(names)
+    left, dropped = _part(
+        folder, lambda entry: not wanted.isdisjoint({entry["file"], Path(entry["file"]).name, entry["origin"]})
+    )
+    _write(folder, left)
     for entry in dropped:
         (folder / entry["file"]).unlink(missing_ok=True)
     return dropped
@@ -108,6 +107,14 @@ def read_feedback(folder: Path) -> Iterator[Feedback]:
         inside = isinstance(entry, dict) and entry.keys() >= Feedback.__annotations__.keys()
         if inside and Path(os.path.normpath(entry["file"])).parts[0] in FOLDERS.values():
             yield entry
+
+
+def _part(folder: Path, is_meant: Callable[[Feedback], bool]) -> tuple[list[Feedback], list[Feedback]]:
+    """Part what was said: what is not meant, and what is."""
+    parts: tuple[list[Feedback], list[Feedback]] = [], []
+    for entry in read_feedback(folder):
+        parts[is_meant(entry)].append(entry)
+    return parts
 
 
 def _write(folder: Path, entries: list[Feedback]) -> None:

@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ class Inspection(NamedTuple):
     @property
     def pixels(self) -> np.ndarray | None:
         """The mask, bool ``(H, W)`` of the whole image; ``None`` for everywhere."""
-        return _decode(base64.b64decode(self.mask)) if self.mask else None
+        return _kept(self.mask) if self.mask else None
 
     def places(self, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray | None:
         """Tell which places of a map are inspected.
@@ -113,6 +114,14 @@ def encode(pixels: np.ndarray) -> str:
         image = image.resize((size[0], size[1]), Image.Resampling.NEAREST)
     image.convert("1").save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+@lru_cache(8)
+def _kept(mask: str) -> np.ndarray:
+    """Read a mask that a model keeps; asked for with each image."""
+    pixels = _decode(base64.b64decode(mask))
+    pixels.flags.writeable = False
+    return pixels
 
 
 def _decode(content: bytes) -> np.ndarray:

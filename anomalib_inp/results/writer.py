@@ -80,16 +80,21 @@ def row_of(record: Record) -> Row:
     return Row(record["path"], record["score"], record["raw_score"], verdict, kind=record["kind"])
 
 
-def write_heat_map(file: Path, shown_map: np.ndarray) -> None:
-    """Write an anomaly map ``(h, w)``, normalised to [0, 1], as a grey image."""
+def heat_map_image(shown_map: np.ndarray) -> Image.Image:
+    """Make a grey image of an anomaly map ``(h, w)``, normalised to [0, 1]."""
+    return Image.fromarray((np.clip(shown_map, 0, 1) * 255).round().astype(np.uint8))
+
+
+def write_heat_map(folder: Path, name: str, shown_map: np.ndarray) -> None:
+    """Write the heat map of an image, its anomaly map ``(h, w)`` normalised to [0, 1], among those of a folder."""
+    file = picture_path(folder, HEAT_MAPS, name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    levels = (np.clip(shown_map, 0, 1) * 255).round().astype(np.uint8)
     with replacing(file) as temporary:
-        Image.fromarray(levels).save(temporary)
+        heat_map_image(shown_map).save(temporary)
 
 
-def heat_map_of(folder: Path, name: str, kind: str = HEAT_MAPS) -> Path:
-    """Name the heat map of an image, or another kind of picture of it, in the folder of that kind.
+def picture_path(folder: Path, kind: str, name: str) -> Path:
+    """Name a picture of an image, in the folder of the pictures of that kind.
 
     It is called as the image, and that it is a PNG; a name that grows too long is made anew.
     """

@@ -201,7 +201,7 @@ def labelled(
 def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, metadata: Metadata) -> None:
     truth = {"gt_mask": truth_of(item), "truth": item.anomalous}
     save_strip(job.pictures[str(item.path)], panel, prediction, metadata, name=job.name(item), **truth)
-    write_heat_map(job.heat_map(item), prediction.shown_map)
+    write_heat_map(job.output, job.name(item), prediction.shown_map)
 
 
 def save_strip(

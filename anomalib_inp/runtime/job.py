@@ -3,7 +3,6 @@
 
 """A folder of images that is to be predicted: what is in it, what is known of it, and where the results go."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from anomalib_inp.images import image_fault
 from anomalib_inp.pictures.names import picture_names
 from anomalib_inp.results import records
 from anomalib_inp.results.score_table import FILE, GOOD
-from anomalib_inp.results.writer import HEAT_MAPS, NOTE, heat_map_of, keep_records, read_note, write_note
+from anomalib_inp.results.writer import HEAT_MAPS, NOTE, keep_records, read_note, write_note
 from anomalib_inp.runtime.model import ExportedModel
 
 GALLERY = Path("gallery.png")
@@ -120,8 +119,7 @@ class Job:
         """
         metadata = exported.metadata
         self.model, self.digest, self.crop_box = str(model.resolve()), exported.digest, metadata.crop_box
-        shift = metadata.in_force[0] - metadata.image.threshold
-        self.shift = 0.0 if math.isnan(shift) else shift
+        self.shift = metadata.image.shift(metadata.image_limit)
         self.made_by = f"{exported.digest} {settings}"
 
     def note_down(self) -> None:
@@ -137,10 +135,6 @@ class Job:
     def name(self, item: Item) -> str:
         """What an image is called in the table and on its picture."""
         return item.path.relative_to(self.root).as_posix()
-
-    def heat_map(self, item: Item) -> Path:
-        """Where the heat map of an image goes."""
-        return heat_map_of(self.output, self.name(item))
 
 
 def find_images(images: Path) -> Found:

@@ -17,6 +17,8 @@ from anomalib_inp.runtime.metadata import KEY, LABELS
 
 HIDDEN, COUNTED = f"{KEY}.inspected_map", f"{KEY}.inspected_values"
 """Names of what is put in."""
+OUTPUTS = {"image": "pred_score", "pixel": "anomaly_map"}
+"""What is raw where nothing is labelled."""
 SHIFTS = {"Add": -1, "Subtract": 1, "Sub": 1}
 """How the formats write the subtraction of a threshold, and the sign that it has there."""
 SPANS = {"Divide", "Multiply", "Div"}
@@ -47,8 +49,10 @@ def inspect_openvino(model: Any, path: Path, places: np.ndarray | None, share: f
         if top.get_type_name() == "TopK" or not top.get_input_size():
             break
         top = top.input_value(0).get_node()
+    if top.get_type_name() != "TopK":
+        raise ValueError(_not_ours(path))
     size = [dimension.get_length() if dimension.is_static else 0 for dimension in raw_map.get_partial_shape()][-2:]
-    highest = _num_highest(places, (size[0], size[1]), share, path, found=top.get_type_name() == "TopK")
+    highest = _num_highest(places, (size[0], size[1]), share, path)
     if places is not None:
         readers = raw_map.get_target_inputs()
         lowest = ops.reduce_min(raw_map, np.array([2, 3]), keep_dims=True)
@@ -84,10 +88,11 @@ def inspect_onnx(model: Any, path: Path, places: np.ndarray | None, share: float
         if top is None or top.op_type == "TopK":
             break
         top = nodes.get(top.input[0])
+    if top is None or top.op_type != "TopK":
+        raise ValueError(_not_ours(path))
     shapes = {info.name: info.type.tensor_type.shape for info in (*graph.value_info, *graph.output)}
     size = [dimension.dim_value for dimension in shapes["anomaly_map"].dim][-2:]
-    highest = _num_highest(places, (size[0], size[1]), share, path, found=top is not None)
-    assert top is not None  # noqa: S101 - told to the type checker; it has been refused otherwise
+    highest = _num_highest(places, (size[0], size[1]), share, path)
 
     def constant(name: str, value: np.ndarray) -> str:
         graph.initializer.append(onnx.numpy_helper.from_array(value, f"{KEY}.{name}"))
@@ -139,9 +144,6 @@ def shift_onnx(graph: Any, path: Path, kind: str) -> Any:
     return shift
 
 
-OUTPUTS = {"image": "pred_score", "pixel": "anomaly_map"}
-
-
 def _replace_openvino(old: Any, new: Any, readers: Any) -> None:
     """Give readers another tensor; the name of one that is given out goes with it."""
     names = old.get_names()
@@ -163,9 +165,7 @@ def _raw_onnx(graph: Any, path: Path, kind: str) -> str:
     return shift_onnx(graph, path, kind).input[0] if labelled else OUTPUTS[kind]
 
 
-def _num_highest(places: np.ndarray | None, size: tuple[int, int], share: float, path: Path, found: bool) -> int:
-    if not found:
-        raise ValueError(_not_ours(path))
+def _num_highest(places: np.ndarray | None, size: tuple[int, int], share: float, path: Path) -> int:
     if places is not None and places.shape != size:
         msg = f"The mask was cut to {places.shape}, but the map of {path} is {size}."
         raise ValueError(msg)

@@ -6,6 +6,7 @@
 import base64
 import binascii
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -120,7 +121,7 @@ class Service:
         """Say what the model says of itself."""
         loaded = self.inspector.loaded
         metadata = loaded.metadata
-        image, pixel = (None if value != value else value for value in metadata.in_force)
+        image, pixel = (None if math.isnan(value) else value for value in metadata.in_force)
         return {
             "model": self.settings.path.name,
             "digest": loaded.digest,

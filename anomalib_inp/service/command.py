@@ -12,8 +12,6 @@ from pathlib import Path
 
 from anomalib_inp.service.settings import MEGABYTE, TOKEN, Settings
 
-LOCAL = {"127.0.0.1", "localhost", "::1"}
-
 
 def serve(
     model: Path,
@@ -59,6 +57,7 @@ def serve(
 
     from anomalib_inp.runtime.metadata import read_metadata
     from anomalib_inp.service.inspector import CHECKPOINT
+    from anomalib_inp.service.limits import LOCAL
 
     if model.suffix != CHECKPOINT:  # what is wrong is said now, not by a worker
         metadata = read_metadata(model)

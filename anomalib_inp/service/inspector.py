@@ -13,12 +13,12 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from anomalib_inp.images import decode_pixels
 from anomalib_inp.pictures.strip import draw_overlay
 from anomalib_inp.results.inspection import Inspection
 from anomalib_inp.results.records import Record
+from anomalib_inp.results.writer import heat_map_image
 from anomalib_inp.runtime import edit
 from anomalib_inp.runtime.metadata import Metadata
 from anomalib_inp.runtime.model import ExportedModel
@@ -70,7 +70,7 @@ class Answer(NamedTuple):
             return None
         found, file = self.prediction, io.BytesIO()
         if kind == HEAT:
-            image = Image.fromarray((np.clip(found.shown_map, 0, 1) * 255).round().astype(np.uint8))
+            image = heat_map_image(found.shown_map)
         else:
             box, places = self.metadata.crop_box, self.metadata.places
             image = draw_overlay(self.pixels, found.shown_map, pred_mask=found.mask, crop_box=box, places=places)
@@ -98,6 +98,9 @@ class Inspector:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._is_checkpoint = settings.path.suffix == CHECKPOINT
+        # Of checkpoints by name: what serves exports needs no PyTorch.
+        self._edit = import_module("anomalib_inp.checkpoints.edit") if self._is_checkpoint else edit
         self._lock = Lock()
         self._loaded = self._load()
 
@@ -132,9 +135,7 @@ class Inspector:
             ValueError: One is no finite number, or the model has none.
         """
         with self._changing():
-            if isinstance(self._loaded.model, ExportedModel):
-                return edit.set_thresholds(self.settings.path, image, pixel, self.settings.category)
-            return self._loaded.model.set_thresholds(image, pixel, self.settings.category)
+            return self._edit.set_thresholds(self.settings.path, image, pixel, category=self.settings.category)
 
     def set_inspection(self, mask: bytes | str | None, smallest_area: float | None) -> Inspection:
         """Change what is inspected, in the file.
@@ -143,9 +144,7 @@ class Inspector:
             ValueError: The mask leaves nothing, is no image, or the export is of an earlier version.
         """
         with self._changing():
-            if isinstance(self._loaded.model, ExportedModel):
-                return edit.set_inspection(self.settings.path, mask, smallest_area)[1]
-            return self._loaded.model.set_inspection(mask, smallest_area)[1]
+            return self._edit.set_inspection(self.settings.path, mask, smallest_area)[1]
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -155,8 +154,7 @@ class Inspector:
 
     def _load(self) -> Loaded:
         chosen, state = self.settings, self._state()
-        if chosen.path.suffix == CHECKPOINT:
-            # By its name alone: what serves exports needs no PyTorch.
+        if self._is_checkpoint:
             served = import_module("anomalib_inp.models.served").CheckpointModel(chosen.path, chosen.category)
             return Loaded(served, served.digest, state)
         model = ExportedModel(chosen.path, chosen.device, chosen.precision, "throughput", category=chosen.category)

@@ -5,6 +5,7 @@
 
 import html
 import io
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -82,13 +83,13 @@ class Station:
                 raise gr.Error(str(error)) from error
         self.scores += [one.record["raw_score"] for one in seen if one.record["raw_score"] is not None]
         del self.scores[:-MOST_SEEN]
-        pictures = [(one.overlay, _caption(one.record)) for one in seen if one.overlay is not None]
+        pictures = [(one.overlay, _caption(one.record)) for one in _readable(seen)]
         gallery = gr.Gallery(value=pictures, visible=len(pictures) > 1)
         return seen, 0, gallery, *self.show(seen, 0)
 
     def show(self, seen: list[Seen], index: int) -> tuple[Any, ...]:
         """Show one of the images: verdict, picture, regions."""
-        shown = [one for one in seen if one.overlay is not None]
+        shown = _readable(seen)
         faults = [one.record["error"] for one in seen if one.overlay is None]
         said = "".join(f"<p>{html.escape(str(fault))}</p>" for fault in faults)
         if not shown:
@@ -103,7 +104,7 @@ class Station:
     def mark(self, mistake: Mistake, seen: list[Seen], index: int, token: str, request: gr.Request) -> str:
         """Keep an image whose verdict was wrong."""
         self.check(token, request)
-        shown = [one for one in seen if one.overlay is not None]
+        shown = _readable(seen)
         if not shown:
             msg = "Look at an image first."
             raise gr.Error(msg)
@@ -116,7 +117,7 @@ class Station:
         """Show the scores, and the threshold in force."""
         metadata = self.service.inspector.loaded.metadata
         in_force = metadata.in_force[0]
-        if in_force != in_force:
+        if math.isnan(in_force):
             return gr.Slider(visible=False), "<p>The model has no thresholds.</p>"
         kept = [*metadata.validation.normal, *metadata.validation.anomalous, *self.scores, in_force]
         room = 0.1 * ((max(kept) - min(kept)) or abs(in_force) or 1)
@@ -154,7 +155,7 @@ class Station:
         """Move the threshold, in the file of the model."""
         self.check(token, request)
         metadata = self.service.inspector.loaded.metadata
-        shift = metadata.in_force[0] - metadata.image.threshold  # where a sensitivity moves what is in force
+        shift = metadata.image.shift(metadata.image_limit)  # where a sensitivity moves what is in force
         try:
             self.service.inspector.set_thresholds(threshold - shift, None)
         except ValueError as error:
@@ -164,7 +165,7 @@ class Station:
 
     def background(self, seen: list[Seen], index: int) -> dict[str, Any]:
         """Put the image that is shown under the brush, with what is ignored now painted over it."""
-        shown = [one for one in seen if one.overlay is not None]
+        shown = _readable(seen)
         inspection = self.service.inspector.loaded.metadata.inspection
         if shown:
             with Image.open(shown[index].file) as image:
@@ -215,7 +216,7 @@ class Station:
 
     def prototypes(self, seen: list[Seen], index: int) -> Image.Image | None:
         """Draw which prototype explains which patch of the image that is shown."""
-        shown = [one for one in seen if one.overlay is not None]
+        shown = _readable(seen)
         if not shown:
             return None
         one, most = shown[index], self.service.settings.max_pixels
@@ -235,6 +236,11 @@ class Station:
 def _seen(path: str, answer: Answer) -> Seen:
     png = answer.picture(OVERLAY)
     return Seen(path, answer.record, None if png is None else Image.open(io.BytesIO(png)))
+
+
+def _readable(seen: list[Seen]) -> list[Seen]:
+    """Leave out what could not be read: the gallery shows, and counts, the others."""
+    return [one for one in seen if one.overlay is not None]
 
 
 def _caption(record: Record) -> str:

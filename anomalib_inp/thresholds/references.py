@@ -26,9 +26,9 @@ def references_of(trainer: Trainer) -> References:
         path: subset.category_of(path) for subset in subsets for path in subset.paths if subset.is_normal(path)
     }
     paths, several = sorted(category_of), len({name for subset in subsets for name in subset.names}) > 1
-    chosen = {int(place) for place in torch.linspace(0, len(paths) - 1, min(len(paths), MOST)).round()}
+    chosen = torch.linspace(0, len(paths) - 1, min(len(paths), MOST)).round().int().tolist()
     found: References = {}
-    for path in (path for place, path in enumerate(paths) if place in chosen):
+    for path in (paths[place] for place in chosen):
         try:
             measured = measure_image(read_pixels(path))
         except ValueError:  # it could be read for validation, and is gone

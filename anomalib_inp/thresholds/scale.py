@@ -84,6 +84,11 @@ class Scale(NamedTuple):
         """
         return math.nan if math.isnan(self.threshold) else float(self.to_raw(limit))
 
+    def shift(self, limit: float) -> float:
+        """How far a limit, a sensitivity, moves what is in force from the threshold; 0 where there is none."""
+        threshold = float(self.threshold)
+        return 0.0 if math.isnan(threshold) else self.in_force(limit) - threshold
+
     def moved(self, threshold: float) -> "Scale":
         """Move a threshold that is a number, and the ends by the same amount: the span, so the steepness, stays."""
         shift = 0 if math.isnan(self.threshold) else threshold - self.threshold

@@ -18,7 +18,7 @@ from anomalib_inp.images import read_pixels
 from anomalib_inp.results import records
 from anomalib_inp.results.image_statistics import ImageStatistics, measure_image
 from anomalib_inp.results.records import Record, read_records
-from anomalib_inp.results.writer import ResultFiles, heat_map_of, mend_files, write_heat_map
+from anomalib_inp.results.writer import ResultFiles, mend_files, picture_path, write_heat_map
 from anomalib_inp.runtime.folder import save_strip
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.runtime.predict import fault_of, interpret, record_of
@@ -181,9 +181,9 @@ class Watcher:
         except ValueError as error:
             return Looked(path, arrival, began, _at(began, fault_of(name, error, metadata, self.digest)), None)
         record = _at(began, record_of(name, prediction, metadata, self.digest))
-        write_heat_map(heat_map_of(self.output, name), prediction.shown_map)
+        write_heat_map(self.output, name, prediction.shown_map)
         if self.pictures:
-            save_strip(heat_map_of(self.output, name, PICTURES), pixels, prediction, metadata, name=name)
+            save_strip(picture_path(self.output, PICTURES, name), pixels, prediction, metadata, name=name)
         return Looked(path, arrival, began, record, measure_image(pixels))
 
     def _move(self, path: Path, record: Record) -> None:

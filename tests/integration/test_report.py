@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from anomalib_inp.reports.report import write_report
 from anomalib_inp.results.records import make_record, with_regions
 from anomalib_inp.results.regions import Region
-from anomalib_inp.results.writer import ResultFiles, heat_map_of, write_heat_map, write_note
+from anomalib_inp.results.writer import ResultFiles, write_heat_map, write_note
 
 THRESHOLD = 0.5
 HOSTILE = '<img src=x onerror="document.title=1"> & co'
@@ -39,7 +39,7 @@ def write_run(folder: Path, num_normal: int = 10, num_dents: int = 10, categorie
                     path = root / name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(rng.integers(0, 255, (24, 40), dtype=np.uint8)).resize((400, 240)).save(path)
-                    write_heat_map(heat_map_of(run, name), rng.random((16, 16)))
+                    write_heat_map(run, name, rng.random((16, 16)))
                     known = {
                         "kind": f"{category}/{kind}".lstrip("/"),
                         "anomalous": score > THRESHOLD,

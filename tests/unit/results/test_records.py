@@ -16,7 +16,15 @@ from pydantic import TypeAdapter, ValidationError
 from anomalib_inp.results.records import FILE, Record, line, make_record, read_records, with_regions
 from anomalib_inp.results.regions import Region
 from anomalib_inp.results.score_table import read_all_rows
-from anomalib_inp.results.writer import ResultFiles, heat_map_of, keep_records, read_note, write_heat_map, write_note
+from anomalib_inp.results.writer import (
+    HEAT_MAPS,
+    ResultFiles,
+    keep_records,
+    picture_path,
+    read_note,
+    write_heat_map,
+    write_note,
+)
 
 REGION = Region((1, 2, 3, 4), [(1, 2), (3, 4)], 4.0, 0.5, 0.9, 0.8)
 SCHEMA = Path(__file__).parents[3] / "docs/predictions.schema.json"
@@ -80,6 +88,6 @@ def test_notes_and_heat_maps(tmp_path: Path) -> None:
         "crop_box": [0, 0, 1, 1],
         "shifts": {},
     }
-    file = heat_map_of(tmp_path, "dent/000.jpg")
-    write_heat_map(file, np.array([[-1.0, 0.0], [0.5, 2.0]]))
+    file = picture_path(tmp_path, HEAT_MAPS, "dent/000.jpg")
+    write_heat_map(tmp_path, "dent/000.jpg", np.array([[-1.0, 0.0], [0.5, 2.0]]))
     np.testing.assert_array_equal(np.asarray(Image.open(file)), [[0, 0], [128, 255]])
