@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import get_ident
@@ -64,7 +65,7 @@ class Openvino:
 
     def __init__(self, path: Path, device: str, settings: dict[str, Any]) -> None:
         self._openvino = require("openvino", "openvino", path)
-        self._core = self._openvino.Core()
+        self._core = the_core()
         self._mapped: mmap.mmap | None = None  # the weights, which the model reads from there as long as it lives
         self._copying = False
         self._model = self._compile(path, device, settings) if device != "CPU" else self._load(path, settings)
@@ -138,7 +139,7 @@ class Openvino:
         with keeping(folder):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()  # OpenVINO would stop, and not say why
-            self._core.set_property({"CACHE_DIR": str(folder)})
+            settings = {**settings, "CACHE_DIR": str(folder)}
         # Read first: then the cache goes by what is in the file, which moving a threshold changes, not by its name.
         return self._core.compile_model(self._read(path), device, settings)
 
@@ -207,6 +208,16 @@ class Openvino:
                         reader.replace_source_output(resized.output(0))
                     return self._openvino.Model(model.get_results(), [resized], model.get_name())
         return model
+
+
+@cache
+def the_core() -> Any:
+    """Make OpenVINO's ``Core``, one for as long as the process lives.
+
+    Its CPU plugin gives the thread that loads it a stack for signals, and takes the memory back in whichever thread the
+    last ``Core`` goes: the next signal would then end the process.
+    """
+    return import_module("openvino").Core()
 
 
 @contextmanager

@@ -231,6 +231,7 @@ def test_thresholds_and_mask_are_changed_in_the_file(exported: Path, images: Pat
         model.write_text("broken")
         assert server.client.post("/predict", files=files(images, NAMES[:1])).status_code == 200
         assert server.client.get("/", follow_redirects=True).status_code == 404
+        assert server.stop() == 0
 
 
 def test_changes_by_strangers_are_refused(server: Server, exported: Path, tmp_path: Path) -> None:
@@ -292,7 +293,7 @@ def test_it_ends_after_what_is_running(exported: Path, images: Path, tmp_path: P
         answers: list[httpx.Response] = []
         asking = threading.Thread(target=lambda: answers.append(server.client.post("/predict", files=many)))
         asking.start()
-        while "queue_length 0.0" in httpx.get(f"{server.url}/metrics").text:
+        while asking.is_alive() and "queue_length 0.0" in httpx.get(f"{server.url}/metrics").text:
             time.sleep(0.01)
         assert server.stop() == 0
         asking.join()

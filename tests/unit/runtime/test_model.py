@@ -4,6 +4,8 @@
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -130,6 +132,22 @@ def test_a_model_without_its_weights(tmp_path: Path) -> None:
     shutil.copy(WRITTEN / "model.xml", tmp_path)
     with pytest.raises(ValueError, match=r"needs its \.bin beside it"):
         ExportedModel(tmp_path / "model.xml")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_signal_comes_through_when_another_thread_has_let_a_model_go() -> None:
+    """The stack for signals that OpenVINO gives to a thread stays as long as the thread."""
+    code = f"""
+import signal, sys, threading
+from anomalib_inp.runtime.model import ExportedModel
+models = [ExportedModel({str(WRITTEN / "model.xml")!r})]
+thread = threading.Thread(target=models.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+signal.raise_signal(signal.SIGTERM)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
 
 
 COLOURS = np.random.default_rng(3).integers(0, 256, (50, 60, 3), dtype=np.uint8)
