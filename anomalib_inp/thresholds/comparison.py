@@ -52,18 +52,19 @@ class Comparison(NamedTuple):
         normal: Normal images that both have scored.
         anomalous: Anomalous ones.
         left_out: Images that one of them has not, or whose kind is unknown.
-        auroc: Image AUROC.
-        caught: Share of the anomalous images above the threshold that each run needs for the same false alarms.
+        auroc: Image AUROC; ``None`` of images of one kind.
+        caught: Share of the anomalous images above the threshold that each run needs for the same false alarms;
+            likewise.
         false_alarms: How many normal images these are.
-        of_normal: Verdicts on normal images; ``None`` where a run has no threshold.
+        of_normal: Verdicts on normal images; ``None`` where there are none, or a run has no threshold.
         of_anomalous: Verdicts on anomalous ones; likewise.
     """
 
     normal: int
     anomalous: int
     left_out: int
-    auroc: Difference
-    caught: Difference
+    auroc: Difference | None
+    caught: Difference | None
     false_alarms: int
     of_normal: Decisions | None
     of_anomalous: Decisions | None
@@ -75,7 +76,7 @@ def compare(
     """Compare two runs on the images that both have scored.
 
     Intervals come from a bootstrap: normal and anomalous images are drawn again, each kind from its own, and the same
-    ones for both runs (:func:`scipy.stats.bootstrap`, percentiles).
+    ones for both runs (:func:`scipy.stats.bootstrap`, percentiles). Of images of one kind, verdicts alone are compared.
 
     Args:
         first: Scores of the first run.
@@ -85,19 +86,23 @@ def compare(
         seed: Seed of the draws.
 
     Raises:
-        ValueError: No normal or no anomalous image in both, images of different kinds, or a share outside [0, 1).
+        ValueError: No image of a known kind in both, images of one kind without verdicts, images that the runs say
+            different kinds of, or a share outside [0, 1).
     """
     if not 0 <= false_alarms < 1:
         msg = f"The share of false alarms must lie between 0 and 1, such as 0.02 for 2 %, got {false_alarms}."
         raise ValueError(msg)
     pairs, left_out = _pairs(first, second)
     kinds = [[pair for pair in pairs if pair[0].is_normal is normal] for normal in (True, False)]
-    if not all(kinds):
+    if not pairs:
         msg = (
-            f"Two runs are compared on normal and anomalous images that both have scored, got {len(kinds[0])} normal "
-            f"and {len(kinds[1])} anomalous ones of {len(first)} and {len(second)} images. Are they of the same test "
-            "folder?"
+            f"Two runs are compared on images of known kinds that both have scored, got none of {len(first)} and "
+            f"{len(second)} images. Are they of the same test folder?"
         )
+        raise ValueError(msg)
+    verdicts = [_decisions(of_kind) for of_kind in kinds]
+    if not all(kinds) and verdicts == [None, None]:
+        msg = "Images of one kind are compared by their verdicts, and one of the runs has no threshold to give any."
         raise ValueError(msg)
     # (2, images) of each kind
     normal, anomalous = (np.array([[row.raw_score for row in pair] for pair in of_kind]).T for of_kind in kinds)
@@ -138,11 +143,11 @@ def compare(
         normal=len(kinds[0]),
         anomalous=len(kinds[1]),
         left_out=left_out,
-        auroc=difference(_auroc),
-        caught=difference(caught),
+        auroc=difference(_auroc) if all(kinds) else None,
+        caught=difference(caught) if all(kinds) else None,
         false_alarms=allowed,
-        of_normal=_decisions(kinds[0]),
-        of_anomalous=_decisions(kinds[1]),
+        of_normal=verdicts[0],
+        of_anomalous=verdicts[1],
     )
 
 
@@ -165,7 +170,7 @@ def _auroc(good: np.ndarray, bad: np.ndarray) -> np.ndarray:
 
 
 def _decisions(pairs: Sequence[tuple[Row, Row]]) -> Decisions | None:
-    if any(row.anomalous is None for pair in pairs for row in pair):
+    if not pairs or any(row.anomalous is None for pair in pairs for row in pair):
         return None
     right = [tuple(row.anomalous != row.is_normal for row in pair) for pair in pairs]
     first_only, second_only = right.count((True, False)), right.count((False, True))
@@ -180,6 +185,8 @@ def table(found: Comparison) -> Table:
         made.add_column(header, justify=justify)  # type: ignore[arg-type]
     rates = {"image AUROC": found.auroc, f"caught at {found.false_alarms} false alarms, %": found.caught}
     for name, value in rates.items():
+        if value is None:
+            continue
         first, second, low, high = (f"{100 * number:.1f}" for number in value)
         chance = "" if math.isnan(value.low) else f" ({low} to {high})"
         made.add_row(name, first, second, f"{100 * (value.second - value.first):+.1f}{chance}")

@@ -91,14 +91,30 @@ def test_images_that_one_lacks_are_left_out(scores) -> None:
 
 def test_what_cannot_be_compared_is_refused(scores) -> None:
     normal, _ = scores
-    with pytest.raises(ValueError, match="got 60 normal and 0 anomalous ones of 60 and 120 images"):
-        compare(rows(normal, np.zeros(0)), rows(*scores), 0.02)
+    with pytest.raises(ValueError, match="got none of 120 and 1 images"):
+        compare(rows(*scores), [Row("other.png", 1.0, 1.0, kind="good")], 0.02)
+    with pytest.raises(ValueError, match="one of the runs has no threshold"):
+        compare(rows(normal, np.zeros(0)), rows(*scores, threshold=None), 0.02)
     other = [row._replace(kind="dent") if row.kind == "hole" else row for row in rows(*scores)]
     with pytest.raises(ValueError, match=r"different kinds of the same images, hole/0\.png for one"):
         compare(rows(*scores), other, 0.02)
     for share in (1.0, -0.1, math.nan):
         with pytest.raises(ValueError, match="share of false alarms must lie between 0 and 1"):
             compare(rows(*scores), rows(*scores), share)
+
+
+def test_of_normal_images_alone_verdicts_are_compared(capsys) -> None:
+    """Of five images that the second alone is right of: 2 / 2**5."""
+    first, second, none = np.arange(8.0), np.zeros(8), np.zeros(0)
+    found = compare(rows(first, none, 2.0), rows(second, none, 2.0), 0.02)
+    assert (found.normal, found.anomalous, found.auroc, found.caught) == (8, 0, None, None)
+    assert found.of_normal == Decisions(0, 5, pytest.approx(2 / 32))
+    assert found.of_anomalous is None
+    Console(width=120).print(table(found))
+    said = capsys.readouterr().out
+    assert "normal images, right alone" in said
+    assert "AUROC" not in said
+    assert "anomalous" not in said
 
 
 def test_a_single_image_of_a_kind_has_no_interval() -> None:
