@@ -8,16 +8,19 @@ from pathlib import Path
 from anomalib_inp.errors import PACKAGE
 
 
-def sample_data(folder: Path, seed: int = 0) -> None:
+def sample_data(folder: Path, seed: int = 0, large: bool = False) -> None:
     """Write the sample data: simulated defects on real photographs, in the layout of MVTec AD.
 
     Args:
         folder: Where to; a new or empty folder.
         seed: Another seed gives other images.
+        large: Images of 2048 x 1536 pixels with defects of 0.01 to 1 % of their area, 180 MB of them.
     """
+    from anomalib_inp.data.large_sample import write_large_sample_data
     from anomalib_inp.data.sample import CATEGORIES, write_sample_data
 
-    print(f"Sample data with the categories {', '.join(CATEGORIES)}: {write_sample_data(folder, seed=seed)}")
+    written = (write_large_sample_data if large else write_sample_data)(folder, seed=seed)
+    print(f"Sample data with the categories {', '.join(CATEGORIES)}: {written}")
 
 
 def configs(folder: Path) -> None:

@@ -9,7 +9,7 @@ small enough for a demo and for tests; results on them say nothing about real de
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,30 @@ def write_sample_data(root: Path | str, *, categories: Sequence[str] = CATEGORIE
         ValueError: If ``categories`` is empty or names an unknown category.
         FileExistsError: If ``root`` is not empty and holds anything but the data asked for.
     """
-    root = Path(root)
     unknown = [category for category in categories if category not in CATEGORIES]
     if unknown or not categories:
         msg = f"Categories of the sample data must be some of {CATEGORIES}, got {categories!r}."
         raise ValueError(msg)
     # Sorted: the order in which categories are named makes no difference to the files.
     wanted: dict[str, Any] = {"version": VERSION, "seed": seed, "categories": sorted(set(categories))}
+    return write_once(root, wanted, lambda category: _files(category, seed), README)
 
+
+def write_once(
+    root: Path | str, wanted: dict[str, Any], files: Callable[[str], Iterator[tuple[str, Image8]]], readme: str
+) -> Path:
+    """Write sample data, which appear only once complete; where they are already, nothing is written.
+
+    Args:
+        root: Folder for the data.
+        wanted: What they are made by: their version, seed and categories.
+        files: Makes the files of a category: path below its folder, and pixels.
+        readme: What is said of them.
+
+    Raises:
+        FileExistsError: The folder holds something else.
+    """
+    root = Path(root)
     if root.exists() and any(root.iterdir()):
         _check_holds(root, wanted)
         return root
@@ -112,11 +128,11 @@ def write_sample_data(root: Path | str, *, categories: Sequence[str] = CATEGORIE
         # Inside the temporary folder and not the folder itself, which only its owner may read.
         unfinished = Path(scratch) / "data"
         for category in wanted["categories"]:
-            for path, image in _files(category, seed):
+            for path, image in files(category):
                 target = unfinished / category / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(target)
-        (unfinished / "README.txt").write_text(README, encoding="utf-8")
+        (unfinished / "README.txt").write_text(readme, encoding="utf-8")
         (unfinished / MARKER).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         if root.exists():
             # Renaming onto an empty folder works on POSIX only.
@@ -135,7 +151,7 @@ def _check_holds(root: Path, wanted: dict[str, Any]) -> None:
         )
         raise FileExistsError(msg)
     found = json.loads(marker.read_text(encoding="utf-8"))
-    same = all(found[key] == wanted[key] for key in ("version", "seed"))
+    same = all(found.get(key) == wanted.get(key) for key in (found.keys() | wanted.keys()) - {"categories"})
     if not same or not set(wanted["categories"]) <= set(found["categories"]):
         msg = (
             f"Asked for sample data {wanted}, but {root} holds {found}. "
@@ -170,7 +186,7 @@ def _defect_sample(category: str, kind: str, index: int, seed: int) -> tuple[Ima
         painted, footprint = _hole(clean, rng)
     else:
         painted, footprint = _patch(clean, _patch_texture(category, clean, index, rng), rng)
-    return window, _apply(window, painted, footprint), footprint
+    return window, apply_change(window, painted, footprint), footprint
 
 
 def _generator(seed: int, category: str, group: str, index: int) -> np.random.Generator:
@@ -180,7 +196,7 @@ def _generator(seed: int, category: str, group: str, index: int) -> np.random.Ge
 
 
 @cache
-def _photograph(category: str) -> Image8:
+def photograph(category: str) -> Image8:
     """The photograph of a category, ``(512, 512)``, from the files installed with scikit-image."""
     return getattr(photographs, category)()
 
@@ -195,11 +211,11 @@ def _corner(rows: slice, rng: np.random.Generator) -> tuple[int, int]:
 def _window(category: str, rows: slice, rng: np.random.Generator) -> Image8:
     """A random window ``(168, 168)`` of a photograph within the rows, its exposure varied by up to 4 per cent."""
     row, column = _corner(rows, rng)
-    window = _photograph(category)[row : row + WINDOW, column : column + WINDOW]
+    window = photograph(category)[row : row + WINDOW, column : column + WINDOW]
     return np.clip(np.rint(window * rng.uniform(0.96, 1.04)), 0, 255).astype(np.uint8)
 
 
-def _apply(clean: Image8, painted: Float, footprint: Mask) -> Image8:
+def apply_change(clean: Image8, painted: Float, footprint: Mask) -> Image8:
     """Take the painted pixels inside the footprint and make it the exact set of changed pixels.
 
     A defect sometimes has the grey value of what it covers. Such pixels are moved by ``MIN_CHANGE``, so that the
@@ -267,9 +283,14 @@ def _patch_texture(category: str, clean: Float, index: int, rng: np.random.Gener
 
 
 def _blob(rng: np.random.Generator, radius: float) -> Float:
-    """Approximate depth in pixels below the edge of an irregular round shape; negative outside it."""
+    """Depth of a round shape somewhere in a window."""
     centre_y, centre_x = rng.uniform(52, 116, size=2)
-    y, x = np.mgrid[:WINDOW, :WINDOW]
-    angle = np.arctan2(y - centre_y, x - centre_x)
+    return blob_depth(rng, radius, WINDOW, (centre_y, centre_x))
+
+
+def blob_depth(rng: np.random.Generator, radius: float, side: int, centre: tuple[float, float]) -> Float:
+    """Approximate depth in pixels below the edge of an irregular round shape; negative outside it."""
+    y, x = np.mgrid[:side, :side]
+    angle = np.arctan2(y - centre[0], x - centre[1])
     waves = [rng.uniform(0, 0.3) / k * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(1, 8)]
-    return radius * (1 + np.sum(waves, axis=0)) - np.hypot(y - centre_y, x - centre_x)
+    return radius * (1 + np.sum(waves, axis=0)) - np.hypot(y - centre[0], x - centre[1])

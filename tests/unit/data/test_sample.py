@@ -95,7 +95,7 @@ def test_unchanged_pixels_of_a_defect_are_moved_enough_to_count() -> None:
     clean = np.arange(256, dtype=np.uint8).reshape(16, 16)
     footprint = np.ones((16, 16), dtype=bool)
     footprint[:, 0] = False
-    change = np.abs(sample._apply(clean, clean + 1.0, footprint).astype(int) - clean)
+    change = np.abs(sample.apply_change(clean, clean + 1.0, footprint).astype(int) - clean)
     np.testing.assert_array_equal(change, footprint * MIN_CHANGE)
 
 
@@ -103,7 +103,7 @@ def test_training_and_test_pixels_are_disjoint(monkeypatch: pytest.MonkeyPatch) 
     # Every pixel tells which part of the photograph it is from, whatever the exposure.
     photograph = np.full((512, 512), 200, dtype=np.uint8)
     photograph[sample.TRAIN_ROWS] = 50
-    monkeypatch.setattr(sample, "_photograph", lambda category: photograph)
+    monkeypatch.setattr(sample, "photograph", lambda category: photograph)
 
     files = [file for category in CATEGORIES for file in sample._files(category, seed=0)]
     train = [image for path, image in files if path.startswith("train/")]
@@ -135,9 +135,9 @@ def test_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(msg)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    sample._photograph.cache_clear()
+    sample.photograph.cache_clear()
     for category in CATEGORIES:
-        assert sample._photograph(category).shape == (512, 512)
+        assert sample.photograph(category).shape == (512, 512)
 
 
 @pytest.mark.parametrize("categories", [CATEGORIES, ("grass",)])
