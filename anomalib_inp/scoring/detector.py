@@ -10,11 +10,12 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_inp.outputs import Reconstruction, full_precision
+from anomalib_inp.outputs import full_precision
 from anomalib_inp.scoring.image_score import TOP_FRACTION, image_score
 from anomalib_inp.scoring.inspected import Everywhere
 from anomalib_inp.scoring.readings import Reading
 from anomalib_inp.scoring.smoothing import Smoothing
+from anomalib_inp.scoring.views import View, WholeImage
 
 Head = TypeVar("Head", bound=nn.Module)
 
@@ -32,6 +33,7 @@ class Detector(nn.Module):
 
     Attributes:
         inspected: Which places of the maps count.
+        view: What the network sees at a time.
 
     Raises:
         ValueError: Unknown map.
@@ -54,6 +56,7 @@ class Detector(nn.Module):
         self.map = next(iter(maps)) if map is None else map
         self.smoothing = Smoothing(map_size)
         self.inspected = Everywhere()
+        self.view: View = WholeImage()
 
     @property
     def map(self) -> str:
@@ -73,20 +76,23 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Detect anomalies in normalised images ``(B, 3, H, W)``: maps ``(B, 1, h, w)`` and scores ``(B,)``."""
+        parts = [self.read(part) for part in self.view.cut(images)]
+        with full_precision(images):
+            maps = [self._join(of_reading, images) for of_reading in zip(*parts, strict=True)]
+            shown = torch.stack(maps).mean(dim=0)  # (1 or 2, B, 1, h, w)
+            score = image_score(self.inspected.values(shown[-1]), self.shares[self.map])
+            return InferenceBatch(pred_score=score, anomaly_map=self.inspected.hide(shown[0]))
+
+    def read(self, images: Tensor) -> list[Tensor]:
+        """Read off what the network says of a batch that it sees at a time: each reading ``(1 or 2, B, h, w)``."""
         reconstruction = self.network(images)
         with full_precision(images):
-            return self.read(reconstruction.full_precision())
+            reconstruction = reconstruction.full_precision()
+            readings = [reading(reconstruction) for reading in self.maps[self.map]]
+            return [reading if reading.ndim == 4 else reading.unsqueeze(0) for reading in readings]
 
-    def read(self, reconstruction: Reconstruction) -> InferenceBatch:
-        """Read maps and scores off a reconstruction."""
-        grid, patch = reconstruction.features.grid, self.network.encoder.patch_size
-        image_size = (grid[0] * patch, grid[1] * patch)
-        maps = [self._smooth(reading(reconstruction), image_size) for reading in self.maps[self.map]]
-        shown = torch.stack(maps).mean(dim=0)  # (1 or 2, B, 1, h, w)
-        score = image_score(self.inspected.values(shown[-1]), self.shares[self.map])
-        return InferenceBatch(pred_score=score, anomaly_map=self.inspected.hide(shown[0]))
-
-    def _smooth(self, reading: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Smooth what a reading gives, one map or two: ``(1 or 2, B, 1, h, w)``."""
-        both = reading if reading.ndim == 4 else reading.unsqueeze(0)
-        return self.smoothing(both.flatten(0, 1), image_size).unflatten(0, (len(both), -1))
+    def _join(self, parts: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Make maps of all that a reading says of images: ``(1 or 2, B, 1, h, w)``."""
+        image_size = (int(images.shape[-2]), int(images.shape[-1]))
+        both = torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
+        return torch.stack([self.view.join(reading, image_size, self.smoothing) for reading in both])

@@ -42,8 +42,12 @@ class Smoothing(nn.Module):
         axes = zip(reading.shape[1:], image_size, self.map_size or image_size, strict=True)
         rows, columns = (resize_matrix(*sizes, like=reading) for sizes in axes)
         resized = (rows @ reading @ columns.T).unsqueeze(1)  # (B, 1, H, W)
+        return self.blur(resized)
+
+    def blur(self, maps: Tensor) -> Tensor:
+        """Blur maps ``(B, 1, H, W)``."""
         # zero padding, as the reference's convolution has it: values fall off at the border
-        return F.conv2d(resized, self.kernel.to(resized.dtype), padding=self.padding)
+        return F.conv2d(maps, self.kernel.to(maps.dtype), padding=self.padding)
 
 
 def resize_matrix(values: int, pixels: int, map_pixels: int, like: Tensor) -> Tensor:

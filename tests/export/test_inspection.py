@@ -86,11 +86,8 @@ def _tensor(image: Path) -> torch.Tensor:
 def _expected(model: InpFormer, image: Path, mask: Path | None) -> tuple[float, np.ndarray]:
     """Score and map of what is inspected, worked out from the whole map."""
     model.inspect(EVERYTHING)
-    readings = [
-        model.model._smooth(reading(model.model.network(model.pre_processor.transform(_tensor(image)))), (64, 64))
-        for reading in model.model.maps[model.model.map]
-    ]
-    shown = torch.stack(readings).mean(0)[:, 0, 0]  # (1 or 2, h, w)
+    readings = model.model.read(model.pre_processor.transform(_tensor(image)))
+    shown = torch.stack([model.model.smoothing(reading[:, 0], (64, 64)) for reading in readings]).mean(0)[:, 0]
     places = torch.ones(MAP, MAP, dtype=torch.bool)
     if mask is not None:
         whole = np.asarray(Image.open(mask)) > 0

@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "results": {"files", "frame", "images"},
     "frame": set(),
+    "tiles": set(),
     "images": set(),
     "errors": set(),
     "outputs": set(),
@@ -28,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "encoder": {"outputs"},
     "networks": {"encoder", "outputs", "distances"},
     "losses": {"outputs", "distances"},
-    "scoring": {"outputs", "distances"},
+    "scoring": {"outputs", "distances", "tiles"},
     "data": {"errors", "files", "frame", "images", "preprocessing", "results"},
     "evaluation": {"data"},
     "thresholds": {"data", "evaluation", "files", "images", "results"},
@@ -52,7 +53,17 @@ ALLOWED: dict[str, set[str]] = {
 """Which rooms a room imports, besides itself. Command line, plugin and the package's own names may import all."""
 
 LIGHT = (
-    *("files", "frame", "images", "errors", "thresholds.scale", "pictures.strip", "pictures.gallery", "results"),
+    *(
+        "files",
+        "frame",
+        "images",
+        "errors",
+        "tiles",
+        "thresholds.scale",
+        "pictures.strip",
+        "pictures.gallery",
+        "results",
+    ),
     *("runtime", "reports", "service", "watching", "pictures.histogram"),
 )
 """What runs on a computer without PyTorch."""

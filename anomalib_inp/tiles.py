@@ -1,0 +1,102 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Where the tiles of an image lie, and how what is said of each becomes one map; without importing torch.
+
+Rows and columns are treated apart: places, weights and interpolation of a whole map are one matrix for the rows and one
+for the columns, in PyTorch as in NumPy.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+STEP = 2
+"""Pixels of the image, in each direction, that a pixel of the map stands for; published is 1.5 (392 for 256)."""
+
+LEAST = 1e-6
+"""Weight of a tile at its very border, which may be all that is there."""
+
+
+class Tiles(NamedTuple):
+    """How images are cut into tiles.
+
+    Attributes:
+        size: Height and width of a tile in pixels.
+        overlap: Pixels that neighbours share at least.
+    """
+
+    size: tuple[int, int]
+    overlap: int
+
+    def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the map of an image of this height and width."""
+        return math.ceil(image_size[0] / STEP), math.ceil(image_size[1] / STEP)
+
+    def starts(self, image_size: tuple[int, int]) -> tuple[list[int], list[int]]:
+        """First rows and first columns of the tiles of an image of this height and width.
+
+        Raises:
+            ValueError: The image is smaller than a tile.
+        """
+        rows, columns = (
+            tile_starts(length, tile, self.overlap) for length, tile in zip(image_size, self.size, strict=True)
+        )
+        return rows, columns
+
+    def merging(self, image_size: tuple[int, int], values: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Make the matrices that merge what is said of the tiles of an image of this height and width.
+
+        Args:
+            image_size: Height and width of the image.
+            values: Rows and columns of what is said of a tile.
+
+        Returns:
+            One for the rows ``(tiles, map rows, values)`` and one for the columns: the map is the sum over all tiles of
+            ``rows[i] @ tile[i, j] @ columns[j].T``.
+        """
+        arguments = zip(image_size, self.size, values, self.map_size(image_size), strict=True)
+        rows, columns = (merge_matrices(length, tile, self.overlap, *rest) for length, tile, *rest in arguments)
+        return rows, columns
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """List where tiles begin along an axis; the last one ends with the image, and overlaps its neighbour by more.
+
+    Raises:
+        ValueError: The image is shorter than a tile.
+    """
+    if length < tile:
+        msg = f"An image of {length} pixels is smaller than a tile of {tile}."
+        raise ValueError(msg)
+    count = math.ceil((length - tile) / (tile - overlap)) + 1
+    return [min(place * (tile - overlap), length - tile) for place in range(count)]
+
+
+@lru_cache(64)
+def merge_matrices(length: int, tile: int, overlap: int, values: int, pixels: int) -> np.ndarray:
+    """Make the matrices ``(tiles, pixels, values)`` that merge what is said of tiles along an axis.
+
+    Each value stands at the centre of its part of the tile; between two, it is interpolated. Where tiles overlap, each
+    weighs the less the nearer its border is, over the width of the overlap, and all weights add up to 1.
+
+    Args:
+        length: Pixels of the image.
+        tile: Pixels of a tile.
+        overlap: Pixels that neighbours share at least.
+        values: Values of a tile.
+        pixels: Pixels of the map.
+    """
+    starts = np.array(tile_starts(length, tile, overlap))
+    centres = (np.arange(pixels) + 0.5) * length / pixels
+    inside = centres - starts[:, None]  # (tiles, pixels), from the tile's beginning
+    from_border = np.minimum(inside, tile - inside)
+    weights = np.where(from_border >= 0, np.clip(from_border / max(overlap, 1), LEAST, 1), 0)
+    weights /= weights.sum(axis=0)
+    place = np.clip(inside * values / tile - 0.5, 0, values - 1)
+    nearness = np.maximum(1 - np.abs(place[..., None] - np.arange(values)), 0)  # (tiles, pixels, values), sum 1
+    matrices = (weights[..., None] * nearness).astype(np.float32)
+    matrices.flags.writeable = False
+    return matrices
