@@ -83,6 +83,11 @@ class InpPreProcessor(PreProcessor):
         """The inspected part of the image, in fractions of its width and height."""
         return crop_box_of(self)
 
+    @property
+    def training_transform(self) -> Transform:
+        """What is done to the images of a training."""
+        return self.transform
+
     def on_train_batch_start(
         self,
         trainer: Trainer,
@@ -91,8 +96,9 @@ class InpPreProcessor(PreProcessor):
         batch_idx: int,
     ) -> None:
         """Transform the images of a batch."""
+        del trainer, pl_module, batch_idx
         for images in TrainingBatch.of(batch).images:
-            super().on_train_batch_start(trainer, pl_module, images, batch_idx)
+            images.image, images.gt_mask = self.training_transform(images.image, images.gt_mask)
 
     def load_checkpoint_config(self, config: dict[str, Any]) -> None:
         """Restore the transform that a checkpoint was trained with."""
@@ -102,6 +108,51 @@ class InpPreProcessor(PreProcessor):
     def _find(self, kind: type[Transform]) -> Any:
         transforms = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
         return next((transform for transform in transforms if isinstance(transform, kind)), None)
+
+
+class TilePreProcessor(InpPreProcessor):
+    """Normalises whole images, resized or at their native size; and the tiles of them that are trained on.
+
+    Args:
+        tile_size: Height and width of a tile in pixels.
+        image_size: Height and width in pixels that every image is resized to; ``None`` leaves it as it is.
+    """
+
+    def __init__(self, tile_size: tuple[int, int], image_size: tuple[int, int] | None = None) -> None:
+        super().__init__(image_size or tile_size)
+        self.tile_size = tile_size
+        resize = [] if image_size is None else [self._find(Resize)]
+        self.transform = Compose([*resize, self._find(Normalize)])
+        self.export_transform = _exportable(self.transform)
+
+    @property
+    def resize(self) -> Transform | None:
+        """What brings a whole image to the size that is cut; ``None`` leaves it as it is."""
+        return self._find(Resize)
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Height and width that images are resized to; ``None`` for their own."""
+        return None if self.resize is None else as_pair(self.resize.size, "image_size")
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what the model sees at a time."""
+        return self.tile_size
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what the model sees at a time."""
+        return self.tile_size
+
+    @property
+    def training_transform(self) -> Transform:
+        """Normalise: tiles are cut when they are read."""
+        return self._find(Normalize)
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        """Note the size of the tiles beside the transform."""
+        return {**super().checkpoint_config(), "tile_size": list(self.tile_size)}
 
 
 def crop_box_of(pre_processor: PreProcessor | None) -> CropBox:

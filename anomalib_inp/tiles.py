@@ -8,16 +8,33 @@ for the columns, in PyTorch as in NumPy.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from typing_extensions import NotRequired, TypedDict
+
+from anomalib_inp.frame import as_pair
 
 STEP = 2
 """Pixels of the image, in each direction, that a pixel of the map stands for; published is 1.5 (392 for 256)."""
 
 LEAST = 1e-6
 """Weight of a tile at its very border, which may be all that is there."""
+
+
+class TileSettings(TypedDict):
+    """Tiles, as a model is told of them.
+
+    size: side, or height and width, of a tile in pixels. overlap: pixels that neighbours share at least, by default a
+    quarter of the side. per_image: tiles of each training image that are drawn at random, by default all; without a
+    feature cache, others in each epoch.
+    """
+
+    size: int | Sequence[int]
+    overlap: NotRequired[int]
+    per_image: NotRequired[int | None]
 
 
 class Tiles(NamedTuple):
@@ -30,6 +47,37 @@ class Tiles(NamedTuple):
 
     size: tuple[int, int]
     overlap: int
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], patch_size: int) -> "Tiles":
+        """Read the settings of a model.
+
+        Raises:
+            ValueError: Tiles that are no whole patches, an overlap that leaves nothing, or an unknown setting.
+        """
+        if unknown := settings.keys() - TileSettings.__annotations__.keys():
+            msg = f"tiles has {', '.join(TileSettings.__annotations__)}, got {', '.join(sorted(map(str, unknown)))}."
+            raise ValueError(msg)
+        if "size" not in settings:
+            msg = "tiles needs a size in pixels, for example {size: 252}."
+            raise ValueError(msg)
+        size = as_pair(settings["size"], "The size of tiles")
+        if any(side % patch_size for side in size):
+            nearest = tuple(max(patch_size, side // patch_size * patch_size) for side in size)
+            msg = (
+                f"The size of tiles must be a multiple of the encoder's patch size {patch_size} in height and width, "
+                f"got {size}. The nearest smaller size is {nearest}."
+            )
+            raise ValueError(msg)
+        overlap = settings.get("overlap", min(size) // 4)
+        if not isinstance(overlap, int) or not 0 <= overlap < min(size):
+            msg = f"The overlap of tiles must be a number of pixels from 0 to {min(size) - 1}, got {overlap!r}."
+            raise ValueError(msg)
+        per_image = settings.get("per_image")
+        if per_image is not None and (not isinstance(per_image, int) or per_image < 1):
+            msg = f"per_image must be a number of tiles from 1 on, got {per_image!r}."
+            raise ValueError(msg)
+        return cls(size, overlap)
 
     def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the map of an image of this height and width."""

@@ -101,8 +101,13 @@ def check_frame(checkpoint: Mapping[str, Any], pre_processor: Any) -> None:
     trained = checkpoint.get("anomalib_pre_processor_config", {}).get("transform")
     if trained is None or pre_processor is None:
         return
-    own = pre_processor.checkpoint_config()["transform"]
-    if own != trained:
+    config = pre_processor.checkpoint_config()
+    tiles = [given.get("tile_size") for given in (checkpoint["anomalib_pre_processor_config"], config)]
+    if tiles[0] != tiles[1]:
+        trained_on, built_for = (f"tiles of {size[1]} x {size[0]}" if size else "whole images" for size in tiles)
+        msg = f"The checkpoint was trained on {trained_on}, but the model is built for {built_for}: --model.tiles."
+        raise ValueError(msg)
+    if config["transform"] != trained:
         steps = [step["init_args"].get("size") for step in trained["init_args"].get("transforms", [])]
         sizes = [str(size) for size in steps if size]
         msg = (

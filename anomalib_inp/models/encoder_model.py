@@ -45,15 +45,18 @@ from anomalib_inp.frame import as_pair, resolve_sizes
 from anomalib_inp.models.registry import import_models
 from anomalib_inp.models.result_report import ResultReport
 from anomalib_inp.pictures.visualizer import InpVisualizer
-from anomalib_inp.preprocessing import InpPreProcessor, as_images, crop_box_of
+from anomalib_inp.preprocessing import InpPreProcessor, TilePreProcessor, as_images, crop_box_of
 from anomalib_inp.results.inspection import EVERYTHING, Inspection
 from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.scoring.inspected import Everywhere, Inspected
+from anomalib_inp.scoring.views import TiledImage, WholeImage
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
+from anomalib_inp.tiles import Tiles, TileSettings
 from anomalib_inp.training.callbacks import RefuseHalfWeights, is_trained, training_callbacks
 from anomalib_inp.training.data_check import DataCheck
 from anomalib_inp.training.image_check import ImageCheck
 from anomalib_inp.training.results_folder import ResultsFolder
+from anomalib_inp.training.tile_cut import TileCut
 from anomalib_inp.training.training_data import TrainingData
 
 if TYPE_CHECKING:
@@ -94,8 +97,9 @@ class EncoderModel(InpExport, _Module):
         encoder_kwargs: dict[str, Any] | None = None,
         target_layers: list[int] | Literal["auto"] | None = None,
         context_recentering: bool = False,
-        image_size: int | tuple[int, int] | None = None,
+        image_size: int | tuple[int, int] | Literal["native"] | None = None,
         crop_size: int | tuple[int, int] | None = None,
+        tiles: TileSettings | None = None,
         map: str | None = None,  # noqa: A002
         map_size: int | tuple[int, int] | None = 256,
         region_of_interest: str | None = None,
@@ -117,11 +121,15 @@ class EncoderModel(InpExport, _Module):
                 what they see of pseudo-anomalies.
             context_recentering: Subtract the class token from the patch tokens of each block, as Dinomaly2 does.
             image_size: Pixels that images are resized to, a side or height and width; the aspect ratio is not kept. By
-                default the largest multiple of the patch size up to 392, or 448 where ``crop_size`` is given.
+                default the largest multiple of the patch size up to 392, or 448 where ``crop_size`` is given; with
+                tiles, any size, by default ``native``, the image's own.
             crop_size: Pixels of the centre of the resized image that is inspected, a side or height and width; a
                 multiple of the patch size. By default the whole image.
+            tiles: Cut images into overlapping tiles, ``{size: 252, overlap: 63}`` in pixels; the encoder sees one at a
+                time, in training too.
             map: Name of the anomaly map that is shown.
-            map_size: Pixels of the anomaly map, a side or height and width; ``null`` gives the size of the crop.
+            map_size: Pixels of the anomaly map, a side or height and width; ``null`` gives the size of the crop. With
+                tiles, it is half the size of the image.
             region_of_interest: An image of what is inspected, drawn over the whole image: white where to look. What is
                 black counts in no score, region or metric. Checkpoints and exports keep it.
             smallest_area: Pixels of the image that a region has at least; smaller ones are not listed.
@@ -149,8 +157,13 @@ class EncoderModel(InpExport, _Module):
         inspection = EVERYTHING.changed(region_of_interest, smallest_area)
         self._given = (region_of_interest, smallest_area)
         frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, *delivered)
+        self.tiles = None if tiles is None else Tiles.of(tiles, frozen.patch_size)
+        self.tiles_per_image = None if tiles is None else tiles.get("per_image")
         if pre_processor is True:
-            pre_processor = InpPreProcessor(*resolve_sizes(image_size, crop_size, frozen.patch_size))
+            pre_processor = _pre_processor(image_size, crop_size, self.tiles, frozen.patch_size)
+        elif tiles is not None:
+            msg = "With tiles, the model builds its own pre-processor: leave pre_processor out."
+            raise ValueError(msg)
         super().__init__(
             pre_processor=pre_processor, post_processor=post_processor, evaluator=evaluator, visualizer=visualizer
         )
@@ -160,6 +173,7 @@ class EncoderModel(InpExport, _Module):
         self.model: Detector = self.build_detector(frozen)
         self.model.map = shown
         self.model.smoothing.map_size = map_size
+        self.model.view = WholeImage() if self.tiles is None else TiledImage(self.tiles)
         self.objective: Any = objective
         self.learnt: list[dict[str, Any]] = []
         self.noted: dict[str, Any] = {}
@@ -176,6 +190,9 @@ class EncoderModel(InpExport, _Module):
     @property
     def map_size(self) -> tuple[int, int] | None:
         """Height and width of the anomaly map; ``None`` where the pre-processor does not tell."""
+        if self.tiles is not None:
+            size = self.pre_processor.fixed_size
+            return size and self.tiles.map_size(size)
         return self.model.smoothing.map_size or getattr(self.pre_processor, "crop_size", None)
 
     def inspect(self, inspection: Inspection) -> None:
@@ -233,8 +250,15 @@ class EncoderModel(InpExport, _Module):
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
         before, checks = [RefuseHalfWeights(), ImageCheck()], [ResultsFolder(), DataCheck(), CheckpointWriter()]
-        after = [*checks, self.training_data(), *training_callbacks(), ResultReport()]
+        after = [*checks, *self._tile_cut(), self.training_data(), *training_callbacks(), ResultReport()]
         return [*before, *super().configure_callbacks(), *after]
+
+    def _tile_cut(self) -> list[Callback]:
+        """Cut training images, where the encoder sees tiles; the same ones in all epochs if they are kept."""
+        if self.tiles is None:
+            return []
+        kept = getattr(self, "feature_cache", None) is not None or getattr(self, "memory_fill", None) is not None
+        return [TileCut(self.tiles, self.tiles_per_image, anew=not kept)]
 
     def training_data(self) -> TrainingData:
         """Say what stands in for the training images: nothing."""
@@ -318,6 +342,29 @@ class EncoderModel(InpExport, _Module):
         self.inspect(kept.changed(*self._given))
         warn_of_other_places(checkpoint, self.inspection.mask != kept.mask)
         super().on_load_checkpoint(checkpoint)
+
+
+def _pre_processor(
+    image_size: Any,
+    crop_size: int | tuple[int, int] | None,
+    tiles: Tiles | None,
+    patch_size: int,
+) -> InpPreProcessor:
+    """Build what brings images to the size that the network, or what cuts tiles, takes."""
+    native = image_size == "native"
+    if tiles is None:
+        if native:
+            msg = "image_size native needs tiles: --model.tiles '{size: 252}'."
+            raise ValueError(msg)
+        return InpPreProcessor(*resolve_sizes(image_size, crop_size, patch_size))
+    if crop_size is not None:
+        msg = "crop_size and tiles exclude each other: what is cut off would be missing from the tiles."
+        raise ValueError(msg)
+    if image_size is None or native:
+        return TilePreProcessor(tiles.size)
+    size = as_pair(image_size, "image_size")
+    tiles.starts(size)  # refuses what is smaller than a tile
+    return TilePreProcessor(tiles.size, size)
 
 
 def _refuse_strange(arguments: Any, name: str = "") -> None:

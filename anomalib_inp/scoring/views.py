@@ -64,7 +64,7 @@ class TiledImage:
     def join(self, reading: Tensor, image_size: tuple[int, int], smoothing: Smoothing) -> Tensor:
         """Merge readings of all tiles ``(T B, h, w)``, and blur them."""
         rows, columns = (
-            torch.from_numpy(matrices).to(reading)
+            torch.tensor(matrices).to(reading)  # copied: what is kept of it is read-only
             for matrices in self.tiles.merging(image_size, (reading.shape[-2], reading.shape[-1]))
         )
         tiles = reading.unflatten(0, (len(rows), len(columns), -1))  # (R, C, B, h, w)

@@ -127,7 +127,9 @@ class FeatureCache:
             if self.store == "memory":
                 source: Tensor | Path = self._keep(shape, features, trainer.num_devices)
             else:
-                transforms = [transform_to_spec(step) for step in (images.augmentations, pre_processor.transform)]
+                transforms = [
+                    transform_to_spec(step) for step in (images.augmentations, pre_processor.training_transform)
+                ]
                 description = {
                     "anomalib_inp": anomalib_inp.__version__,
                     "torch": torch.__version__,
@@ -210,7 +212,7 @@ def transform_of(pl_module: LightningModule) -> Callable[..., Any]:
     return (
         (lambda *images: images[0] if len(images) == 1 else images)
         if pre_processor is None
-        else pre_processor.transform
+        else getattr(pre_processor, "training_transform", pre_processor.transform)
     )
 
 

@@ -1,0 +1,142 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Training images as tiles of them."""
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import torch
+from anomalib.data import AnomalibDataset, ImageItem
+from pandas import DataFrame
+from torch import Tensor
+from torchvision.transforms.v2 import Transform
+from torchvision.tv_tensors import Image, Mask
+
+from anomalib_inp.data.file_checks import DataError
+from anomalib_inp.files import first_few
+from anomalib_inp.images import Header, as_batch, read_header, read_pixels
+from anomalib_inp.tiles import Tiles
+
+
+class TileViews(AnomalibDataset):
+    """Tiles of normal images, as the network sees them; each is an image of its own.
+
+    The table has a row for each tile, with the place of its upper left pixel in ``row`` and ``column``. Of tiles of one
+    image that are asked for one after the other, the image is read once.
+
+    Args:
+        images: The normal images.
+        tiles: How they are cut.
+        resize: What is done to a whole image before it is cut; ``None`` leaves it as it is.
+        image_size: Height and width that images have then; ``None``: that of the file.
+        per_image: Tiles of each image that are drawn at random; ``None`` takes all.
+        anew: Whether drawn tiles lie elsewhere each time that they are read.
+
+    Raises:
+        DataError: An image is smaller than a tile.
+    """
+
+    def __init__(
+        self,
+        images: AnomalibDataset,
+        tiles: Tiles,
+        resize: Transform | None = None,
+        image_size: tuple[int, int] | None = None,
+        per_image: int | None = None,
+        anew: bool = True,
+    ) -> None:
+        super().__init__(images.augmentations)
+        self.images = images
+        self.tiles = tiles
+        self.resize = resize
+        self.anew = anew and per_image is not None
+        self._read: tuple[str, Tensor] | None = None
+        sizes = [image_size or size_of(path) for path in images.samples.image_path]
+        check_sizes(images.samples.image_path, sizes, tiles)
+        generator = np.random.default_rng(0)
+        places = [_places(tiles, size, per_image, generator) for size in sizes]
+        rows = images.samples.index.repeat([len(of_image) for of_image in places])
+        samples = images.samples.loc[rows].reset_index(drop=True)
+        samples["row"], samples["column"] = np.concatenate(places).T
+        samples.attrs = images.samples.attrs
+        self.samples: DataFrame = samples
+
+    def __getitem__(self, index: int) -> ImageItem:
+        """Read a tile."""
+        sample = self.samples.iloc[index]
+        image, (height, width) = self._whole(sample.image_path), self.tiles.size
+        row, column = sample["row"], sample["column"]
+        if self.anew:
+            row, column = (
+                int(torch.randint(side - tile + 1, ()))
+                for side, tile in zip(image.shape[1:], self.tiles.size, strict=True)
+            )
+        tile = Image(_scaled(image[:, row : row + height, column : column + width]))
+        return ImageItem(
+            image=self.augmentations(tile) if self.augmentations else tile,
+            gt_label=torch.tensor(0),
+            gt_mask=Mask(torch.zeros(self.tiles.size, dtype=torch.bool)),
+            image_path=sample.image_path,
+        )
+
+    def __getstate__(self) -> dict:
+        """Leave the image that was read behind: a worker process reads its own."""
+        return {**self.__dict__, "_read": None}
+
+    def _whole(self, path: str) -> Tensor:
+        """Read an image ``(3, H, W)``: as it lies in the file, or resized in [0, 1]."""
+        if self._read is None or self._read[0] != path:
+            pixels = read_pixels(path)
+            if self.resize is None:
+                image = torch.from_numpy(pixels).permute(2, 0, 1)  # in its own type: tiles are scaled
+            else:
+                image = self.resize(torch.from_numpy(as_batch(pixels)))[0]
+            self._read = path, image
+        return self._read[1]
+
+
+def check_sizes(paths: Sequence[str], sizes: Sequence[tuple[int, int]], tiles: Tiles) -> None:
+    """Refuse images that are smaller than a tile.
+
+    Raises:
+        DataError: One is.
+    """
+    small = [
+        f"{path} ({width} x {height})"
+        for path, (height, width) in zip(paths, sizes, strict=True)
+        if height < tiles.size[0] or width < tiles.size[1]
+    ]
+    if small:
+        msg = (
+            f"{len(small)} images are smaller than a tile of {tiles.size[1]} x {tiles.size[0]} pixels: "
+            f"{first_few(small)}. Choose smaller tiles, or resize images to one size: --model.image_size."
+        )
+        raise DataError(msg)
+
+
+def size_of(path: str) -> tuple[int, int]:
+    """Height and width of an image file, by its header.
+
+    Raises:
+        DataError: It is no image.
+    """
+    header = read_header(path)
+    if not isinstance(header, Header):
+        msg = f"{path} is no image that can be used ({header}). Replace, convert or remove it."
+        raise DataError(msg)
+    return header.size[::-1]
+
+
+def _places(tiles: Tiles, size: tuple[int, int], per_image: int | None, generator: np.random.Generator) -> np.ndarray:
+    """Upper left pixels of the tiles of an image ``(tiles, 2)``."""
+    if per_image is None:
+        return np.array(list(product(*tiles.starts(size))))
+    most = [side - tile for side, tile in zip(size, tiles.size, strict=True)]
+    return generator.integers(0, most, size=(per_image, 2), endpoint=True)
+
+
+def _scaled(tile: Tensor) -> Tensor:
+    """Bring pixels ``(3, h, w)`` to [0, 1]."""
+    return tile if tile.is_floating_point() else torch.from_numpy(as_batch(tile.permute(1, 2, 0).numpy()))[0]
