@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from anomalib_inp import __version__, front
-from anomalib_inp.commands import INTERRUPTED
+from anomalib_inp.commands import INTERRUPTED, TERMINATED
 from anomalib_inp.commands.missing import what_is_missing
 from anomalib_inp.errors import TRACEBACK
 
@@ -59,6 +59,11 @@ def main() -> None:
             auto_cli(commands, prog="anomalib-inp", description=DESCRIPTION, version=__version__)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except SystemExit as ended:
+        if type(ended).__name__ == "SIGTERMException":  # Lightning's, which would end with 0 as if all were done
+            print("anomalib-inp: ended by SIGTERM; what was at work is not finished.", file=sys.stderr)
+            sys.exit(TERMINATED)
+        raise
     except ModuleNotFoundError as error:
         sys.exit(f"anomalib-inp: {what_is_missing(f'{sys.argv[1]} needs', error)}")
     except (ValueError, OSError, RuntimeError) as error:

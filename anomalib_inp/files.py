@@ -78,9 +78,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         DiskError: The disk is full, or takes no files.
     """
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    if len(os.fsencode(temporary.name)) > LONGEST_NAME:
-        temporary = path.with_name(f".{hashlib.blake2b(os.fsencode(path.name)).hexdigest()[:32]}.partial{path.suffix}")
+    temporary = partial_of(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -90,6 +88,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise disk_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def partial_of(path: Path) -> Path:
+    """Name what a file is called until it is complete; a kill may leave it."""
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    if len(os.fsencode(temporary.name)) > LONGEST_NAME:
+        temporary = path.with_name(f".{hashlib.blake2b(os.fsencode(path.name)).hexdigest()[:32]}.partial{path.suffix}")
+    return temporary
 
 
 @contextmanager

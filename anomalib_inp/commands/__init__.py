@@ -3,5 +3,5 @@
 
 """The commands of ``anomalib-inp``: each is a function whose signature is its options."""
 
-UNREADABLE, INTERRUPTED = 3, 130
-"""Exit codes: images could not be read; the user has stopped the command."""
+UNREADABLE, INTERRUPTED, TERMINATED = 3, 130, 143
+"""Exit codes: images could not be read; the user has stopped the command; a signal has."""

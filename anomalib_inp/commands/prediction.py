@@ -189,6 +189,8 @@ def _run(results: Iterable[Any], job: "Job", exported: "ExportedModel", console:
     if any(item.anomalous for item in job.items):  # normal images alone have none
         count = sum(item.anomalous is not None for item in job.items)
         metadata = exported.metadata
+        if job.raw_scores:
+            console.print(f"Metrics and drift are of the {len(job.items)} images that were left; verdicts of all.")
         _print_metrics(labelled(results, metadata.crop_box), count, job.root, console, metadata.places)
     deque(results, maxlen=0)
     _print_verdicts(job, console)

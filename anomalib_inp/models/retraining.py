@@ -18,6 +18,7 @@ from anomalib_inp.checkpoints.own import find_encoder, read_checkpoint
 from anomalib_inp.checkpoints.writing import FINISHED
 from anomalib_inp.data.noted import NotedData
 from anomalib_inp.files import file_digest, first_few
+from anomalib_inp.images import read_pixels
 from anomalib_inp.models.learning import learn
 from anomalib_inp.models.raw_scores import raw_scores
 from anomalib_inp.models.registry import model_class
@@ -76,6 +77,7 @@ def retrain(
 
     Raises:
         ValueError: The checkpoint lists no images, or there is no false alarm that could be added.
+        FileNotFoundError: There is no such feedback.
         DataError: Images of the training are gone.
     """
     content = read_checkpoint(checkpoint)
@@ -85,6 +87,9 @@ def retrain(
             "not list them. Train anew, with the false alarms in the folder of the normal images."
         )
         raise ValueError(msg)
+    if not feedback.is_dir():
+        msg = f"There is no folder {feedback}: the station and anomalib-inp feedback keep images in one."
+        raise FileNotFoundError(msg)
     alarms, missed = (_kept(feedback, mistake) for mistake in ("false_alarm", "missed"))
     known = NotedData(content["images"], root=images)
     digest = cache(file_digest)
@@ -151,11 +156,20 @@ def _usable(alarms: list[Path], data: NotedData, digest: Digest) -> tuple[list[P
     usable, left_out = [], []
     for path in alarms:
         why = known.get(digest(path)) if path.is_file() else "gone"
+        why = why or _fault_of(path)
         if why is None:
             usable.append(path)
         else:
             left_out.append(f"{path.name} is {why}")
     return usable, left_out
+
+
+def _fault_of(path: Path) -> str | None:
+    try:
+        read_pixels(path)
+    except ValueError:
+        return "no image that can be read"
+    return None
 
 
 def _sets(

@@ -8,12 +8,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import Literal, get_args
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
 
 from typing_extensions import TypedDict
 
-from anomalib_inp.files import IMAGE_SUFFIXES, replacing
+from anomalib_inp.files import IMAGE_SUFFIXES, in_place, replacing
 
 FILE = "feedback.jsonl"
 Mistake = Literal["false_alarm", "missed"]
@@ -40,6 +40,7 @@ class Feedback(TypedDict):
     time: str
 
 
+@in_place
 def keep_feedback(
     folder: Path, mistake: Mistake, content: bytes, origin: str, score: float | None = None, model: str = ""
 ) -> Feedback:
@@ -84,6 +85,7 @@ def keep_feedback(
     return said
 
 
+@in_place
 def drop_feedback(folder: Path, names: list[str]) -> list[Feedback]:
     """Take images out of the feedback, by the names of their files or where they came from; those dropped come back."""
     wanted = set(names)
@@ -97,16 +99,33 @@ def drop_feedback(folder: Path, names: list[str]) -> list[Feedback]:
 
 
 def read_feedback(folder: Path) -> Iterator[Feedback]:
-    """Read what was said, the oldest first; lines that are none are left out."""
+    """Read what was said, the oldest first.
+
+    Raises:
+        ValueError: A line is none of ours.
+    """
     file = folder / FILE
-    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    for number, text in enumerate(lines, start=1):
         try:
             entry = json.loads(text)
+            wrong = not _is_feedback(entry)
         except ValueError:
-            continue
-        inside = isinstance(entry, dict) and entry.keys() >= Feedback.__annotations__.keys()
-        if inside and Path(os.path.normpath(entry["file"])).parts[0] in FOLDERS.values():
-            yield entry
+            wrong = True
+        if wrong:
+            msg = f"Line {number} of {file} says nothing of an image that is kept: mend it, or take it out."
+            raise ValueError(msg)
+        yield entry
+
+
+def _is_feedback(entry: Any) -> bool:
+    """Whether it has the fields of a line, of their kinds, and its file lies in one of the folders."""
+    texts = ("mistake", "file", "origin", "model", "time")
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in texts):
+        return False
+    parts = PurePosixPath(os.path.normpath(entry["file"])).parts
+    is_number = entry.get("score", "") is None or isinstance(entry.get("score"), int | float)
+    return is_number and entry["mistake"] in FOLDERS and len(parts) == 2 and parts[0] in FOLDERS.values()
 
 
 def _part(folder: Path, is_meant: Callable[[Feedback], bool]) -> tuple[list[Feedback], list[Feedback]]:

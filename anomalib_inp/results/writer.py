@@ -56,12 +56,16 @@ class ResultFiles:
 
         Raises:
             DiskError: The disk is full.
+            FileNotFoundError: Somebody has taken the file away.
         """
         try:
             self._lines.write(line(record))
             self._lines.flush()
         except OSError as error:
             raise disk_error(self.folder / records.FILE, error) from error
+        if os.fstat(self._lines.fileno()).st_nlink == 0:
+            msg = f"{self.folder / records.FILE} was removed while it was written: what is said now would be lost."
+            raise FileNotFoundError(msg)
         self._write_row(row_of(record).cells())
 
     def _write_row(self, cells: Sequence[str]) -> None:

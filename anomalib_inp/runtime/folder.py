@@ -199,9 +199,9 @@ def labelled(
 
 
 def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, metadata: Metadata) -> None:
+    write_heat_map(job.output, job.name(item), prediction.shown_map)  # first: the picture says that both are there
     truth = {"gt_mask": truth_of(item), "truth": item.anomalous}
     save_strip(job.pictures[str(item.path)], panel, prediction, metadata, name=job.name(item), **truth)
-    write_heat_map(job.output, job.name(item), prediction.shown_map)
 
 
 def save_strip(

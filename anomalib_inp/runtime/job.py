@@ -14,13 +14,14 @@ from anomalib_inp.files import (
     first_few,
     is_image_name,
     masks_of,
+    partial_of,
 )
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
 from anomalib_inp.images import image_fault
 from anomalib_inp.pictures.names import picture_names
 from anomalib_inp.results import records
 from anomalib_inp.results.score_table import FILE, GOOD
-from anomalib_inp.results.writer import HEAT_MAPS, NOTE, keep_records, read_note, write_note
+from anomalib_inp.results.writer import HEAT_MAPS, NOTE, keep_records, picture_path, read_note, write_note
 from anomalib_inp.runtime.model import ExportedModel
 
 GALLERY = Path("gallery.png")
@@ -213,8 +214,8 @@ def resume(job: Job) -> None:
         return
     if not job.is_noted():
         msg = (
-            f"{job.output} holds results of another model, category or precision, or of another folder of images. "
-            "Choose another output."
+            f"{job.output} holds results of another model, threshold, category or precision, or of another folder of "
+            "images. Choose another output."
         )
         raise ValueError(msg)
     began = job.note.stat().st_mtime
@@ -223,6 +224,9 @@ def resume(job: Job) -> None:
     kept = keep_records(job.output, done)
     job.raw_scores = {record["path"]: record["raw_score"] for record in kept if record["raw_score"] is not None}
     job.items = [item for item in job.items if job.name(item) not in job.raw_scores]
+    for item in job.items if job.pictures else ():
+        for file in (job.pictures[str(item.path)], picture_path(job.output, HEAT_MAPS, job.name(item))):
+            partial_of(file).unlink(missing_ok=True)
 
 
 def _written(path: Path) -> float:
@@ -235,7 +239,8 @@ def _written(path: Path) -> float:
 
 
 def _is_drawn(job: Job, item: Item) -> bool:
-    return not job.pictures or job.pictures[str(item.path)].is_file()
+    files = (job.pictures[str(item.path)], picture_path(job.output, HEAT_MAPS, job.name(item))) if job.pictures else ()
+    return all(file.is_file() for file in files)
 
 
 def _name_pictures(job: Job, images: Path) -> None:

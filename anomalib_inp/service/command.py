@@ -6,6 +6,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -67,6 +68,7 @@ def serve(
     for name, value in {**given, "workers": workers}.items():
         if value is not None and not value > 0:
             sys.exit(f"anomalib-inp: --{name} must be a positive number, got {value}.")
+    _check_address(host, port)
     if station and workers > 1:
         print(f"No station: it needs a single process, and there are {workers}.")
         station = False
@@ -106,3 +108,13 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=max(1, round(timeout)),
         )
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened at, before the model is loaded."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        sys.exit(f"anomalib-inp: {host}:{port} cannot be listened at: {reason}. Choose another --port or --host.")

@@ -20,6 +20,7 @@ from PIL import Image
 
 from anomalib_inp.images import decode_pixels
 from anomalib_inp.pictures.histogram import score_histogram
+from anomalib_inp.pictures.strip import to_rgb
 from anomalib_inp.results.feedback import Mistake, keep_feedback
 from anomalib_inp.results.records import Record
 from anomalib_inp.service.inspector import OVERLAY, Answer
@@ -37,10 +38,13 @@ KEPT = (3600, 86400)
 """Seconds between two looks at what was uploaded, and that it is kept: a station runs for months."""
 MOST_SEEN = 1000
 """Scores of images that were looked at, which the histogram shows."""
+NOTHING_SEEN = "Look at an image first."
+NO_NUMBER = "There is no number: type one, or move the slider."
 NO_REFERENCE = "The model keeps too few scores of normal validation images to compare with"
 CSS = """
 .drift td, .drift th { padding: 4px 14px; text-align: left; }
 
+#slider input[type=number] { display: none; }
 .verdict { font-size: 1.6em; font-weight: 600; }
 .verdict small { font-weight: 400; font-size: .6em; opacity: .75; }
 """
@@ -80,12 +84,12 @@ class Station:
             try:
                 seen += await self.service.look([(name, Path(path).read_bytes())], partial(_seen, path))
             except RefusedError as error:
-                raise gr.Error(str(error)) from error
+                raise refusal(error) from error
         self.scores += [one.record["raw_score"] for one in seen if one.record["raw_score"] is not None]
         del self.scores[:-MOST_SEEN]
         pictures = [(one.overlay, _caption(one.record)) for one in _readable(seen)]
         gallery = gr.Gallery(value=pictures, visible=len(pictures) > 1)
-        return seen, 0, gallery, *self.show(seen, 0)
+        return seen, 0, gallery, *self.show(seen, 0), ""
 
     def show(self, seen: list[Seen], index: int) -> tuple[Any, ...]:
         """Show one of the images: verdict, picture, regions."""
@@ -99,18 +103,21 @@ class Station:
 
     def choose(self, seen: list[Seen], event: gr.SelectData) -> tuple[Any, ...]:
         """Show the image that was clicked."""
-        return event.index, *self.show(seen, event.index)
+        return event.index, *self.show(seen, event.index), ""
 
     def mark(self, mistake: Mistake, seen: list[Seen], index: int, token: str, request: gr.Request) -> str:
         """Keep an image whose verdict was wrong."""
         self.check(token, request)
         shown = _readable(seen)
         if not shown:
-            msg = "Look at an image first."
-            raise gr.Error(msg)
+            raise refusal(NOTHING_SEEN)
         one = shown[index]
         content, folder = Path(one.file).read_bytes(), Path(self.service.settings.feedback)
-        kept = keep_feedback(folder, mistake, content, one.record["path"], one.record["raw_score"], one.record["model"])
+        origin, score, model = one.record["path"], one.record["raw_score"], one.record["model"]
+        try:
+            kept = keep_feedback(folder, mistake, content, origin, score, model)
+        except (OSError, ValueError) as error:
+            raise refusal(error) from error
         return f"Kept as {folder / kept['file']}."
 
     def thresholds(self) -> tuple[Any, ...]:
@@ -118,15 +125,17 @@ class Station:
         metadata = self.service.inspector.loaded.metadata
         in_force = metadata.in_force[0]
         if math.isnan(in_force):
-            return gr.Slider(visible=False), "<p>The model has no thresholds.</p>"
+            return gr.Slider(visible=False), gr.Number(visible=False), "<p>The model has no thresholds.</p>"
         kept = [*metadata.validation.normal, *metadata.validation.anomalous, *self.scores, in_force]
         room = 0.1 * ((max(kept) - min(kept)) or abs(in_force) or 1)
         low, high = min(kept) - room, max(kept) + room
         slider = gr.Slider(float(f"{low:.4g}"), float(f"{high:.4g}"), in_force, step=(high - low) / 1000, visible=True)
-        return slider, self.histogram(in_force)
+        return slider, gr.Number(in_force, visible=True), self.histogram(in_force)
 
-    def histogram(self, threshold: float) -> str:
+    def histogram(self, threshold: float | None) -> str:
         """Draw the scores with a threshold, and say what it would do."""
+        if threshold is None:
+            return f"<p>{NO_NUMBER}</p>"
         metadata = self.service.inspector.loaded.metadata
         normal, anomalous = metadata.validation
         groups = {
@@ -151,48 +160,63 @@ class Station:
         picture = score_histogram(groups, {"in force": metadata.in_force[0], "moved": threshold})
         return picture + "".join(f"<p>{sentence}</p>" for sentence in said)
 
-    def move(self, threshold: float, token: str, request: gr.Request) -> tuple[Any, ...]:
+    def move(self, threshold: float | None, token: str, request: gr.Request) -> tuple[Any, ...]:
         """Move the threshold, in the file of the model."""
         self.check(token, request)
+        if threshold is None:
+            raise refusal(NO_NUMBER)
         metadata = self.service.inspector.loaded.metadata
         shift = metadata.image.shift(metadata.image_limit)  # where a sensitivity moves what is in force
         try:
             self.service.inspector.set_thresholds(threshold - shift, None)
-        except ValueError as error:
-            raise gr.Error(str(error)) from error
+        except (OSError, ValueError) as error:
+            raise refusal(error) from error
         gr.Info(f"The image threshold is {threshold:.6g} now.")
         return self.thresholds()
 
     def background(self, seen: list[Seen], index: int) -> dict[str, Any]:
-        """Put the image that is shown under the brush, with what is ignored now painted over it."""
+        """Put the image that is shown under the brush; what is ignored now is black in it."""
         shown = _readable(seen)
         inspection = self.service.inspector.loaded.metadata.inspection
         if shown:
-            with Image.open(shown[index].file) as image:
-                picture = image.convert("RGB")
+            picture = to_rgb(self._pixels(shown[index]))
         else:
             size = CANVAS if inspection.pixels is None else inspection.pixels.shape[::-1]
             picture = Image.new("RGB", size, (225, 228, 232))
         picture.thumbnail(CANVAS)
-        layers = []
         if inspection.pixels is not None:
             mask = Image.fromarray(inspection.pixels.astype(np.uint8) * 255).resize(picture.size)
-            painted = np.zeros((*mask.size[::-1], 4), np.uint8)
-            painted[np.asarray(mask) == 0] = (0, 0, 0, 255)
-            layers = [Image.fromarray(painted)]
-        return {"background": picture, "layers": layers, "composite": None}
+            picture = Image.composite(picture, Image.new("RGB", picture.size), mask)
+        return {"background": picture, "layers": [], "composite": None}
 
-    def ignore(self, painted: dict[str, Any] | None, area: float, token: str, request: gr.Request) -> str:
-        """Ignore what was painted, in the file of the model."""
-        self.check(token, request)
+    def ignore(self, painted: dict[str, Any] | None, area: float | None, token: str, request: gr.Request) -> str:
+        """Ignore what was painted, besides what is ignored already, in the file of the model."""
         layers = [np.asarray(layer)[..., 3] > 0 for layer in (painted or {}).get("layers", []) if layer is not None]
-        hidden = np.any(layers, axis=0) if layers else np.zeros((1, 1), bool)
+        if not layers or not np.any(layers):
+            return self._inspect(None, area, token, request)
+        looked_at = ~np.any(layers, axis=0)
+        before = self.service.inspector.loaded.metadata.inspection.pixels
+        if before is not None:  # at the finer of both sizes
+            size = max(before.shape[::-1], looked_at.shape[::-1])
+            both = [Image.fromarray(plane.astype(np.uint8) * 255).resize(size) for plane in (before, looked_at)]
+            looked_at = np.logical_and(*(np.asarray(plane) > 0 for plane in both))
         file = io.BytesIO()
-        Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)).save(file, "PNG")
+        Image.fromarray(looked_at.astype(np.uint8) * 255).save(file, "PNG")
+        return self._inspect(file.getvalue(), area, token, request)
+
+    def ignore_nothing(self, area: float | None, token: str, request: gr.Request) -> str:
+        """Inspect everything again, in the file of the model."""
+        return self._inspect("", area, token, request)
+
+    def _inspect(self, mask: bytes | str | None, area: float | None, token: str, request: gr.Request) -> str:
+        self.check(token, request)
+        before = self.service.inspector.loaded.metadata.inspection
         try:
-            inspection = self.service.inspector.set_inspection(file.getvalue() if hidden.any() else "", area)
-        except ValueError as error:
-            raise gr.Error(str(error)) from error
+            inspection = self.service.inspector.set_inspection(mask, area)
+        except (OSError, ValueError) as error:
+            raise refusal(error) from error
+        if inspection.mask != before.mask:
+            self.scores.clear()  # of other places
         pixels = inspection.pixels
         share = "everything" if pixels is None else f"{pixels.mean():.1%} of the image"
         return (
@@ -219,9 +243,12 @@ class Station:
         shown = _readable(seen)
         if not shown:
             return None
-        one, most = shown[index], self.service.settings.max_pixels
-        pixels = decode_pixels(Path(one.file).read_bytes(), one.record["path"], most)
-        return self.service.inspector.loaded.model.explain(pixels, one.record["path"])[0]
+        one = shown[index]
+        return self.service.inspector.loaded.model.explain(self._pixels(one), one.record["path"])[0]
+
+    def _pixels(self, one: Seen) -> np.ndarray:
+        """Read an image that was looked at again."""
+        return decode_pixels(Path(one.file).read_bytes(), one.record["path"], self.service.settings.max_pixels)
 
     def check(self, token: str, request: gr.Request) -> None:
         """Refuse changes of somebody who may not make them."""
@@ -230,7 +257,12 @@ class Station:
             check_allowed(self.service.settings.token, token, client, request.headers)
         except RefusedError as error:
             self.service.metrics.refuse(error.reason)
-            raise gr.Error(str(error)) from error
+            raise refusal(error) from error
+
+
+def refusal(error: Exception | str) -> gr.Error:
+    """Say on the page why something is not done; it is no fault of the service's, so its log says nothing."""
+    return gr.Error(str(error), print_exception=False)
 
 
 def _seen(path: str, answer: Answer) -> Seen:
@@ -299,16 +331,22 @@ def build_page(station: Station) -> gr.Blocks:
                 )
         with gr.Tab("Threshold", id="threshold") as threshold_tab:
             histogram = gr.HTML(elem_id="histogram")
-            slider = gr.Slider(0, 1, 0.5, label="Image threshold, raw score", elem_id="slider")
+            slider = gr.Slider(0, 1, 0.5, label="Image threshold, raw score", elem_id="slider", buttons=[])
+            number = gr.Number(label="Or as a number", elem_id="number")
             move = gr.Button("Put it in force", variant="primary", elem_id="move")
-        with gr.Tab("Mask", id="mask") as mask_tab:
-            gr.Markdown("Paint over what is to be ignored. It counts in no score, no region and no metric.")
+        with gr.Tab("Mask", id="mask", render_children=True) as mask_tab:
+            gr.Markdown(
+                "Paint over what is to be ignored, besides what is black already. It counts in no score, region or "
+                "metric."
+            )
             editor = gr.ImageEditor(
                 type="pil", label="What is ignored", sources=[], transforms=[], format="png", elem_id="editor",
                 brush=gr.Brush(default_size=30, colors=["#000000"], color_mode="fixed"), canvas_size=CANVAS,
             )  # fmt: skip
             area = gr.Number(0, label="Smallest region, pixels of the image", minimum=0, elem_id="area")
-            ignore = gr.Button("Ignore what is painted", variant="primary", elem_id="ignore")
+            with gr.Row():
+                ignore = gr.Button("Ignore what is painted too", variant="primary", elem_id="ignore")
+                everything = gr.Button("Inspect everything again", elem_id="everything")
             masked = gr.Markdown(elem_id="masked")
 
         if getattr(station.service.inspector.loaded.model, "has_prototypes", False):
@@ -324,7 +362,7 @@ def build_page(station: Station) -> gr.Blocks:
             )
             drift = gr.HTML(elem_id="drift")
 
-        shown = [verdict, picture, regions]
+        shown = [verdict, picture, regions, marked]
         quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         for arrives, source in ((files.upload, files), (camera.input, camera)):
             arrives(station.look, source, [seen, index, gallery, *shown], **quick)
@@ -332,14 +370,19 @@ def build_page(station: Station) -> gr.Blocks:
         alarm.click(_marking(station, "false_alarm"), [seen, index, token], marked, **quick)
         missed.click(_marking(station, "missed"), [seen, index, token], marked, **quick)
         for event in (page.load, threshold_tab.select):
-            event(station.thresholds, None, [slider, histogram], **quick)
+            event(station.thresholds, None, [slider, number, histogram], **quick)
         drift_tab.select(station.drift, None, drift, **quick)
         gr.Timer(10).tick(station.drift, None, drift, **quick)
-        slider.change(station.histogram, slider, histogram, **quick)
-        move.click(station.move, [slider, token], [slider, histogram], **quick)
+        slider.input(lambda value: value, slider, number, **quick)
+        number.change(station.histogram, number, histogram, **quick)
+        move.click(station.move, [number, token], [slider, number, histogram], **quick)
         mask_tab.select(station.background, [seen, index], editor, **quick)
         mask_tab.select(lambda: station.service.inspector.loaded.metadata.inspection.smallest_area, None, area, **quick)
-        ignore.click(station.ignore, [editor, area, token], masked, **quick)
+        for button, change, given in (
+            (ignore, station.ignore, [editor, area, token]),
+            (everything, station.ignore_nothing, [area, token]),
+        ):
+            button.click(change, given, masked, **quick).success(station.background, [seen, index], editor, **quick)
     return page
 
 

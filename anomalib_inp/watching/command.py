@@ -64,13 +64,14 @@ def watch(
     from anomalib_inp.watching.outbox import Outbox
     from anomalib_inp.watching.receivers import MqttReceiver
     from anomalib_inp.watching.receivers import webhook as post_to
-    from anomalib_inp.watching.watcher import Watcher
+    from anomalib_inp.watching.watcher import Watcher, check_places
 
     if not folder.is_dir():
         sys.exit(f"anomalib-inp: there is no folder {folder}.")
     folder = folder.absolute()
     if min(settle, patience) < 0:
         sys.exit(f"anomalib-inp: --settle and --patience are seconds, got {settle} and {patience}.")
+    check_places(folder, output, move)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     posting = None if webhook is None else post_to(webhook)
     exported = ExportedModel(model, device, precision, "throughput", category=category)

@@ -18,7 +18,7 @@ from anomalib_inp.images import read_pixels
 from anomalib_inp.results import records
 from anomalib_inp.results.image_statistics import ImageStatistics, measure_image
 from anomalib_inp.results.records import Record, read_records
-from anomalib_inp.results.writer import ResultFiles, mend_files, picture_path, write_heat_map
+from anomalib_inp.results.writer import HEAT_MAPS, ResultFiles, mend_files, picture_path, write_heat_map
 from anomalib_inp.runtime.folder import save_strip
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.runtime.predict import fault_of, interpret, record_of
@@ -34,8 +34,8 @@ were just made."""
 RESCAN_SHARE = 0.05
 """Share of the time that these looks may take."""
 PICTURES = "pictures"
-ERRORS = "error"
-"""Folder of images that could not be predicted, beside those of the verdicts."""
+ERRORS, UNKNOWN = "error", "unknown"
+"""Folders of images that could not be predicted, and that have no verdict, beside those of the verdicts."""
 
 
 class Looked(NamedTuple):
@@ -61,21 +61,45 @@ class Looked(NamedTuple):
         return self.statistics is None
 
 
+def check_places(folder: Path, output: Path, move: Path | None) -> None:
+    """Refuse places from which what is written would come back as images.
+
+    Args:
+        folder: The folder that is watched.
+        output: Folder for the journal, heat maps and pictures.
+        move: Folder that images are moved into; ``None`` leaves them.
+
+    Raises:
+        ValueError: What is written, or moved, would lie below the folder; or a place is a file.
+    """
+    places = [output, output / HEAT_MAPS, output / PICTURES]
+    if move is not None:
+        places += [move, *(move / verdict for verdict in ("normal", "anomalous", ERRORS, UNKNOWN))]
+    real = folder.resolve()
+    for place in places:
+        # below the folder, or the folder itself below what is written
+        if place.resolve().is_relative_to(real) or (
+            place not in {output, move} and real.is_relative_to(place.resolve())
+        ):
+            msg = f"What is written to {place} would be images of {folder}: choose a place outside of it."
+            raise ValueError(msg)
+        if place.exists() and not place.is_dir():
+            msg = f"{place} is to be a folder, but it is a file."
+            raise ValueError(msg)
+
+
 class Watcher:
     """Predicts the images of a folder as they come, each once.
 
     Args:
         exported: The model.
         folder: The folder.
-        output: Folder for the journal, heat maps and pictures; not below the folder.
+        output: Folder for the journal, heat maps and pictures (:func:`check_places`).
         settle: Seconds that a file stays as it is before it counts as written completely.
         patience: Seconds that a file which cannot be read stays as it is before that is said of it.
         pictures: Whether pictures are drawn.
         move: Folder that images are moved into, by verdict; ``None`` leaves them.
         threads: Images that are worked on at a time.
-
-    Raises:
-        ValueError: Output or moved images would lie below the folder.
     """
 
     def __init__(
@@ -89,10 +113,6 @@ class Watcher:
         move: Path | None = None,
         threads: int = 2,
     ) -> None:
-        for place in (output, move):
-            if place is not None and place.resolve().is_relative_to(folder.resolve()):
-                msg = f"What is written would be images of {folder}: choose a place outside of it, not {place}."
-                raise ValueError(msg)
         self.exported = exported
         self.digest = exported.digest
         self.output = output
@@ -187,7 +207,7 @@ class Watcher:
         return Looked(path, arrival, began, record, measure_image(pixels))
 
     def _move(self, path: Path, record: Record) -> None:
-        verdict = ERRORS if record["error"] is not None else record["verdict"] or "unknown"
+        verdict = ERRORS if record["error"] is not None else record["verdict"] or UNKNOWN
         target = Path(str(self.move)) / verdict / record["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
         number = 0

@@ -117,8 +117,17 @@ def test_what_cannot_be_added_is_said(finished: Path, root: Path, tmp_path: Path
     (folder / list(read_feedback(folder))[-1]["file"]).unlink()
     with pytest.raises(ValueError, match="is gone"):
         retrain(finished, folder, tmp_path / "new")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((root / "grass/test/good/001.png").read_bytes()[:2000])
+    keep(tmp_path / "halves", "false_alarm", broken)
+    with pytest.raises(ValueError, match="is no image that can be read"):
+        retrain(finished, tmp_path / "halves", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match="There is no false alarm"):
         retrain(finished, tmp_path / "nothing", tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        retrain(finished, tmp_path / "nowhere", tmp_path / "new")
     content = read_checkpoint(finished)
     content["images"]["root"] = str(tmp_path)
     write_checkpoint(tmp_path / "moved.ckpt", content)

@@ -10,13 +10,17 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -32,7 +36,10 @@ from anomalib_inp.results.records import Record
 from anomalib_inp.runtime.metadata import read_metadata
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.runtime.predict import predict
+from anomalib_inp.service.app import Service
 from anomalib_inp.service.limits import BoundedQueue, RefusedError, check_allowed
+from anomalib_inp.service.settings import Settings
+from anomalib_inp.service.station import Seen, Station
 from anomalib_inp.thresholds.scale import ValidationScores
 
 Make = Callable[..., Any]
@@ -382,9 +389,13 @@ def test_the_station(exported: Path, images: Path, tmp_path: Path) -> None:
         page.get_by_role("tab", name="Threshold").click()
         page.locator("#histogram svg").wait_for()
         before = read_metadata(model).image.threshold
-        number = page.locator("#slider input[type=number]")
+        number = page.locator("#number input")
+        number.fill("")
+        page.locator("#histogram").get_by_text("There is no number").wait_for()
+        page.locator("#move").click()
+        page.get_by_text("There is no number").nth(1).wait_for()
+        assert read_metadata(model).image.threshold == before
         number.fill(str(round(before + 0.05, 4)))
-        number.press("Enter")
         page.locator("#histogram").get_by_text("0 of 20 normal validation images").wait_for()
         page.locator("#move").click()
         page.wait_for_timeout(300)
@@ -412,3 +423,63 @@ def test_the_station(exported: Path, images: Path, tmp_path: Path) -> None:
         assert 0 < (~inspection.pixels).mean() < 0.9
         assert elsewhere == []
         assert json.loads(server.client.get("/model").text)["inspection"]["mask"] == inspection.mask
+
+        # on a fresh page, a stroke elsewhere is ignored besides
+        page.goto(server.url)
+        page.get_by_role("tab", name="Mask").click()
+        canvas.wait_for()
+        page.wait_for_timeout(1500)
+        box = canvas.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2 - 60)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] / 2 + 70, box["y"] + box["height"] / 2 - 70, steps=10)
+        page.mouse.up()
+        page.locator("#ignore").click()
+        page.locator("#masked").get_by_text("Inspected:").wait_for()
+        both = read_metadata(model).inspection.pixels
+        first = np.asarray(Image.fromarray(inspection.pixels).resize(both.shape[::-1]))
+        assert (~both).mean() > (~inspection.pixels).mean() * 1.2
+        assert (~both)[~first].mean() > 0.95
+        page.locator("#everything").click()
+        page.locator("#masked").get_by_text("Inspected: everything").wait_for()
+        assert read_metadata(model).inspection.pixels is None
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_the_station_paints_on_what_it_shows(exported: Path, tmp_path: Path) -> None:
+    """An image of 16 bits is no white sheet, and what is ignored is black."""
+    deep = np.linspace(0, 65535, 80 * 120).reshape(80, 120).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    service = Service(Settings(str(copy(exported, tmp_path)), token="t"))  # noqa: S106 - of this test alone
+    station, request = Station(service), SimpleNamespace(client=None, headers={})
+    (answer,) = [service.inspector.look((tmp_path / "deep.png").read_bytes(), "deep.png")]
+    seen = [Seen(str(tmp_path / "deep.png"), answer.record, Image.new("RGB", (1, 1)))]
+    shown = np.asarray(station.background(seen, 0)["background"])
+    np.testing.assert_allclose(shown[..., 0], deep >> 8, atol=1)
+    stroke = np.zeros((80, 120, 4), np.uint8)
+    stroke[:40, :, 3] = 255
+    station.scores = [1.0]
+    assert "Inspected: 50.0% of the image" in station.ignore({"layers": [stroke]}, None, "t", request)
+    assert station.scores == []
+    shown = np.asarray(station.background(seen, 0)["background"])
+    assert (shown[:39] == 0).all()
+    assert (shown[41:] > 0).any()
+    stroke[:], stroke[:, :30, 3] = 0, 255
+    assert "Inspected: 37.5% of the image" in station.ignore({"layers": [stroke]}, 3, "t", request)
+    assert "Inspected: 37.5% of the image; regions have at least 3" in station.ignore(
+        {"layers": []}, None, "t", request
+    )
+    with pytest.raises(gr.Error, match="need the token"):
+        station.ignore_nothing(None, "wrong", request)
+    assert "Inspected: everything" in station.ignore_nothing(None, "t", request)
+
+
+def test_an_address_that_is_taken_is_said_at_once(exported: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for port in (taken.getsockname()[1], 99999):
+            command = [sys.executable, "-m", "anomalib_inp.cli", "serve", str(exported), "--port", str(port)]
+            ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert ran.returncode == 1
+            assert f"anomalib-inp: 127.0.0.1:{port} cannot be listened at: " in ran.stderr
+            assert "Traceback" not in ran.stderr
+            assert "Station" not in ran.stdout

@@ -30,8 +30,9 @@ from anomalib_inp.results.records import FILE, read_records
 from anomalib_inp.results.score_table import read_all_rows
 from anomalib_inp.runtime.model import ExportedModel
 from anomalib_inp.runtime.predict import predict
+from anomalib_inp.watching.command import watch
 from anomalib_inp.watching.receivers import MqttReceiver, webhook
-from anomalib_inp.watching.watcher import Watcher
+from anomalib_inp.watching.watcher import check_places
 
 Make = Callable[..., Any]
 QUICK = ("--settle", "0.2", "--patience", "1", "--pictures", "false")
@@ -80,7 +81,9 @@ def watching(model: Path, folder: Path, output: Path, *arguments: str) -> Iterat
     try:
         line = process.stdout.readline()
         assert line.startswith("Watching"), line + process.stdout.read()
-        threading.Thread(target=process.stdout.read, daemon=True).start()
+        process.said = []
+        reading = threading.Thread(target=lambda: process.said.append(process.stdout.read()), daemon=True)
+        reading.start()
         yield process
     finally:
         process.kill()
@@ -328,18 +331,48 @@ def test_two_do_not_write_to_one_place(model: Path, tmp_path: Path) -> None:
     assert process.poll() is not None
 
 
-class Nothing:
-    """A model that is never asked."""
+@pytest.mark.parametrize(
+    ("folder", "output", "move"),
+    [
+        ("in", "in/out", None),
+        ("in", "in", None),
+        ("in", "out", "in/moved"),
+        ("in", "out", "in"),
+        ("sorted/anomalous", "out", "sorted"),
+        ("out/pictures", "out", None),
+        ("out/heat_maps/today", "out", None),
+    ],
+)
+def test_results_become_no_images(tmp_path: Path, folder: str, output: str, move: str | None) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    places = (tmp_path / folder, tmp_path / output, None if move is None else tmp_path / move)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="would be images"):
+        watch(places[0], Path("no model"), places[1], places[2])
+    assert sorted(tmp_path.rglob("*")) == before
 
-    digest = ""
 
-
-@pytest.mark.parametrize("place", ["in/out", "in"])
-def test_results_become_no_images(tmp_path: Path, place: str) -> None:
+def test_a_place_that_is_a_file_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for arguments in ({"output": tmp_path / place}, {"output": tmp_path / "out", "move": tmp_path / place}):
-        with pytest.raises(ValueError, match="would be images"):
-            Watcher(Nothing(), tmp_path / "in", **arguments)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is to be a folder, but it is a file"):
+        check_places(tmp_path / "in", tmp_path / "out", tmp_path / "file")
+
+
+def test_a_journal_that_is_taken_away_ends_it(model: Path, tmp_path: Path) -> None:
+    """What is said would be lost, and its image moved."""
+    folder, output, moved = tmp_path / "in", tmp_path / "out", tmp_path / "moved"
+    folder.mkdir()
+    with watching(model, folder, output, "--move", str(moved)) as process:
+        put(folder / "0.png", 0)
+        wait_for(lambda: not (folder / "0.png").exists())
+        shutil.rmtree(output)
+        put(folder / "1.png", 1)
+        wait_for(lambda: process.poll() is not None)
+        assert process.returncode == 1
+        wait_for(lambda: process.said)
+        assert "was removed while it was written" in process.said[0]
+    assert (folder / "1.png").exists()
 
 
 def test_addresses_are_looked_at_first(model: Path, tmp_path: Path) -> None:

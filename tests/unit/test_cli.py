@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
 from anomalib_inp import InpFormer, cli
@@ -282,6 +283,21 @@ def test_whoever_stops_a_command_sees_no_traceback(run: Run, tmp_path: Path, mon
     with pytest.raises(SystemExit) as stopped:
         run("sample-data", tmp_path / "sample")
     assert stopped.value.code == 130
+
+
+def test_a_training_that_was_terminated_is_no_success(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What Lightning raises would end the command with 0."""
+
+    def terminate(*_: object, **__: object) -> None:
+        raise SIGTERMException
+
+    monkeypatch.setattr("anomalib_inp.data.sample.write_sample_data", terminate)
+    with pytest.raises(SystemExit) as ended:
+        run("sample-data", tmp_path / "sample")
+    assert ended.value.code == 143
+    assert "ended by SIGTERM" in capsys.readouterr().err
 
 
 def test_an_unknown_command(fail: Run) -> None:

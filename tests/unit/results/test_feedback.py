@@ -3,6 +3,9 @@
 
 """Images whose verdict was wrong: kept once, as they were, with where they came from."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,13 +44,44 @@ def test_images_are_dropped(tmp_path: Path) -> None:
     assert drop_feedback(tmp_path, ["c.png"]) == []
 
 
-def test_lines_that_are_none_are_left_out(tmp_path: Path) -> None:
-    """A half line, and one that would lead out of the folder."""
-    said = keep_feedback(tmp_path, "missed", b"one", "a.png")
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("file", "missed/../../etc/passwd"), ("file", "/etc/passwd"), ("file", None), ("score", "x"), ("mistake", "good")],
+)
+def test_a_line_that_is_none_is_named(tmp_path: Path, field: str, value: object) -> None:
+    """Not left out: the next mark would write the file without it."""
+    keep_feedback(tmp_path, "missed", b"one", "a.png")
     file = tmp_path / FILE
     text = file.read_text()
-    file.write_text(text.replace(said["file"], "missed/../../etc/passwd") + text + '{"mistake": "mis')
-    assert [entry["file"] for entry in read_feedback(tmp_path)] == [said["file"]]
+    file.write_text(text + json.dumps({**json.loads(text), field: value}) + "\n")
+    for use in (lambda: list(read_feedback(tmp_path)), lambda: keep_feedback(tmp_path, "missed", b"two", "b.png")):
+        with pytest.raises(ValueError, match=rf"Line 2 of .*{FILE} says nothing of an image"):
+            use()
+
+
+def test_half_a_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b'{"mistake": "mis\xff')
+    with pytest.raises(ValueError, match="Line 1"):
+        list(read_feedback(tmp_path))
+
+
+def test_several_keep_feedback_at_once(tmp_path: Path) -> None:
+    """Processes, and threads of each: what all of them have kept is there."""
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from anomalib_inp.results.feedback import keep_feedback
+
+def keep(number):
+    keep_feedback(Path(sys.argv[1]), "missed", f"{sys.argv[2]} {number}".encode(), "a.png")
+
+with ThreadPoolExecutor(2) as pool:
+    list(pool.map(keep, range(20)))
+"""
+    running = [subprocess.Popen([sys.executable, "-c", code, tmp_path, str(name)]) for name in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert len(kept(tmp_path)) == 60
 
 
 def test_other_mistakes_are_refused(tmp_path: Path) -> None:

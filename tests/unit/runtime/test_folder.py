@@ -607,10 +607,15 @@ def test_half_a_row_errors_and_rows_without_picture_are_done_again(
     (output / "scores.csv").write_text(
         "".join([*rows[:4], "good/000.png,,,,could not be read,good\n", rows[5][:9]]), encoding="utf-8", newline=""
     )
-    (output / "dent/001.png").unlink()
+    lost = [output / "dent/001.png", output / "heat_maps/good/001.png.png"]
+    partial = output / "heat_maps/good/.001.png.partial.png"
+    for file in lost:
+        file.unlink()
+    partial.touch()
     predict_images(in_torch, test_folder, output, resume=True)
     assert sorted(table(output), key=lambda row: row["image"]) == expected
-    assert (output / "dent/001.png").is_file()
+    assert all(file.is_file() for file in lost)
+    assert not partial.exists()
     before = (output / "scores.csv").read_bytes()
     predict_images(in_torch, test_folder, output, resume=True)  # nothing is left
     assert (output / "scores.csv").read_bytes() == before
@@ -622,7 +627,7 @@ def test_results_of_another_model_are_not_gone_on_with(test_folder: Path, tmp_pa
     list(predict_folder(Brightness(), job))
     again = plan(test_folder, tmp_path / "results")
     again.made_by = "another"
-    with pytest.raises(ValueError, match="holds results of another model, category or precision"):
+    with pytest.raises(ValueError, match="holds results of another model, threshold, category or precision"):
         resume(again)
     again.made_by = "one"
     resume(again)
