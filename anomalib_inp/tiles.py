@@ -20,6 +20,8 @@ from anomalib_inp.frame import as_pair
 STEP = 2
 """Pixels of the image, in each direction, that a pixel of the map stands for; published is 1.5 (392 for 256)."""
 
+KERNEL_SIZE, SIGMA = 5, 4.0
+"""Side of the Gaussian that maps are blurred by, and its standard deviation, in pixels of the map; as published."""
 LEAST = 1e-6
 """Weight of a tile at its very border, which may be all that is there."""
 

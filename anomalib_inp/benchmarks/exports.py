@@ -205,7 +205,11 @@ def cost_of(entry: Format, items: list[Item], runs: int, threads: int | None) ->
     memory = memory_peak() - before
 
     results = [(item, predict(model, item.path)) for item in items]
-    values, _ = measure(labelled(results, model.metadata.crop_box), len(items), model.metadata.places)
+    values, _ = measure(
+        labelled(results, model.metadata.crop_box),
+        len(items),
+        model.metadata.places if model.metadata.inspection.mask or model.metadata.tiling else None,
+    )
 
     many = _load(entry, "throughput", threads)
     list(many.stream(iter(batches[:WARM_UP])))

@@ -37,7 +37,7 @@ class PaperEvaluator(Evaluator):
 
     Args:
         exact_images: Up to so many test images pixel metrics are exact; of more, and where a region of interest is
-            inspected alone, pixels are counted in bins of 0.1 %, and memory does not grow with them.
+            inspected alone, or of tiled ones, pixels are counted in bins of 0.1 %, and memory does not grow with them.
     """
 
     def __init__(self, exact_images: int = EXACT_IMAGES) -> None:
@@ -46,8 +46,10 @@ class PaperEvaluator(Evaluator):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing, with the categories of the test images."""
-        places = places_of(getattr(pl_module, "model", None))
-        pixels = pixel_metrics_of(_num_images(trainer), self.exact_images, len(_categories(trainer)), places)
+        # Maps of tiled images are large, and of any size.
+        exact_images = self.exact_images if getattr(pl_module, "tiles", None) is None else 0
+        all_counts = not getattr(getattr(pl_module, "inspection", None), "mask", "")
+        pixels = pixel_metrics_of(_num_images(trainer), exact_images if all_counts else 0, len(_categories(trainer)))
         self.test_metrics = torch.nn.ModuleList([ImageScores(), pixels]).to(pl_module.device)
         # Processes with GPUs share by these alone; anomalib, which counts the devices of one machine, overlooks one
         # process on each of several machines, and a single one that was started like many.
@@ -76,7 +78,9 @@ class PaperEvaluator(Evaluator):
         masked = masked & counted
         if batch.gt_mask is not None and masked.any():
             maps = batch.raw_map.view(batch.gt_mask.shape)
-            pixels.update(maps[masked], batch.gt_mask[masked], categories[masked])
+            values = (maps[masked], batch.gt_mask[masked], categories[masked])
+            places = getattr(batch, "inspected", None)
+            pixels.update(*values, *([] if places is None else [places]))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute, log, print and write."""
@@ -105,11 +109,6 @@ class PaperEvaluator(Evaluator):
                 Console().print(metrics_table(results))
                 # Lightning's own table has a line for each metric of each category.
                 trainer.test_loop.verbose = len(rows) == 1
-
-
-def places_of(detector: Any) -> torch.Tensor | None:
-    """Which places of its maps a detector counts, bool ``(H, W)``; ``None`` for all."""
-    return getattr(getattr(detector, "inspected", None), "places", None)
 
 
 def _categories(trainer: Trainer) -> list[str]:

@@ -86,27 +86,33 @@ class BinnedPixels(PixelCounts):
 
     Args:
         num_categories: Number of categories; each needs 13 MB.
-        places: Which places of maps and masks count, bool ``(H, W)``; ``None`` for all.
     """
 
     overlap: Tensor
     regions: Tensor
 
-    def __init__(self, num_categories: int = 1, places: Tensor | None = None) -> None:
+    def __init__(self, num_categories: int = 1) -> None:
         super().__init__(num_categories)
-        self.register_buffer("places", places, persistent=False)
         # Share of their region that the pixels of a bin make up, over all regions.
         self.add_state("overlap", torch.zeros(num_categories, BINS, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("regions", torch.zeros(num_categories, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, maps: Tensor, masks: Tensor, categories: Tensor) -> None:
-        """Add maps ``(B, H, W)``, masks ``(B, H, W)`` and the numbers ``(B,)`` of the categories."""
+    def update(self, maps: Tensor, masks: Tensor, categories: Tensor, places: Tensor | None = None) -> None:
+        """Add maps.
+
+        Args:
+            maps: Maps ``(B, H, W)``.
+            masks: Masks ``(B, H, W)``.
+            categories: Numbers of the categories ``(B,)``.
+            places: Which places of maps and masks count, bool ``(H, W)``; ``None`` for all.
+        """
         bins, masks = bin_of(maps), masks.bool()
-        if self.places is None:
+        if places is None:
             self.count(bins, masks, categories)
         else:
-            masks = masks & self.places
-            self.count(bins[:, self.places], masks[:, self.places], categories)
+            places = places.to(masks.device)
+            masks = masks & places
+            self.count(bins[:, places], masks[:, places], categories)
         # All regions of the batch have numbers of their own; 0 is what lies outside.
         regions = connected_components_cpu(masks.unsqueeze(1).int().cpu()).squeeze(1).to(masks.device).long()
         sizes = torch.bincount(regions.flatten())
@@ -125,20 +131,15 @@ class BinnedPixels(PixelCounts):
         ]
 
 
-def pixel_metrics_of(
-    num_images: int, exact_images: int, num_categories: int = 1, places: Tensor | None = None
-) -> ExactPixels | BinnedPixels:
+def pixel_metrics_of(num_images: int, exact_images: int, num_categories: int = 1) -> ExactPixels | BinnedPixels:
     """Choose how pixel metrics are computed.
 
     Args:
         num_images: How many images there will be.
-        exact_images: Up to so many, every pixel is kept, if all of them count.
+        exact_images: Up to so many, every pixel is kept.
         num_categories: Number of categories.
-        places: Which places of maps and masks count, bool ``(H, W)``; ``None`` for all.
     """
-    if num_images <= exact_images and places is None:
-        return ExactPixels(num_categories)
-    return BinnedPixels(num_categories, places)
+    return ExactPixels(num_categories) if num_images <= exact_images else BinnedPixels(num_categories)
 
 
 def bin_of(values: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 
 """The seven metrics of what an exported model predicts, taken up image by image."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -16,20 +16,21 @@ Labelled = tuple[float, bool, np.ndarray, np.ndarray | None]
 
 
 def measure(
-    images: Iterable[Labelled], num_images: int, places: np.ndarray | None = None
+    images: Iterable[Labelled], num_images: int, places: Callable[[tuple[int, ...]], np.ndarray | None] | None = None
 ) -> tuple[dict[str, float], int]:
     """Compute the seven metrics of images whose labels are known.
 
     Args:
         images: The images.
         num_images: How many there will be; of more than ``EXACT_IMAGES``, pixels are counted in bins.
-        places: Which places of their maps and masks count, bool ``(h, w)``; ``None`` for all.
+        places: Tells which places of maps and masks of a size count, bool ``(h, w)``; ``None`` where all do, and maps
+            are of one size.
 
     Returns:
         The metrics, those of pixels only if every image has a mask, none without images; how many have no mask.
     """
     scores, labels, unmasked = [], [], 0
-    pixels = pixel_metrics_of(num_images, EXACT_IMAGES, places=None if places is None else torch.from_numpy(places))
+    pixels = pixel_metrics_of(num_images, EXACT_IMAGES if places is None else 0)
     for score, anomalous, anomaly_map, mask in images:
         scores.append(score)
         labels.append(anomalous)
@@ -38,7 +39,9 @@ def measure(
             pixels.reset()
         elif not unmasked:
             maps, masks = torch.from_numpy(anomaly_map.astype(np.float32)), torch.from_numpy(mask)
-            pixels.update(maps[None], masks[None], torch.zeros(1, dtype=torch.long))
+            counted = None if places is None else places(anomaly_map.shape)
+            given = [] if counted is None else [torch.from_numpy(counted)]
+            pixels.update(maps[None], masks[None], torch.zeros(1, dtype=torch.long), *given)
     if not scores:
         return {}, 0
     by_pixel = {} if unmasked else pixels.compute()[0]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from anomalib.data import InferenceBatch
 from lightning_utilities.core.imports import module_available
@@ -18,7 +19,8 @@ from torch import nn
 from anomalib_inp.files import replacing
 from anomalib_inp.preprocessing import crop_box_of
 from anomalib_inp.runtime.edit import put_places, write_openvino
-from anomalib_inp.runtime.metadata import KEY, Metadata
+from anomalib_inp.runtime.metadata import KEY, Metadata, Tiling
+from anomalib_inp.runtime.tiled import READING
 from anomalib_inp.scoring.inspected import Everywhere
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.thresholds.scale import NO_SCALE, NO_SCORES, Scale
@@ -31,15 +33,25 @@ OPSET = 18  # the first in which Resize knows antialiasing
 TRACE_SIZE = (224, 320)
 
 
-def metadata_of(model: "AnomalibModule") -> Metadata:
+def metadata_of(model: "AnomalibModule", input_size: tuple[int, int] | None = None) -> Metadata:
     """Read off a model what its exports say of themselves.
+
+    Args:
+        model: The model.
+        input_size: Height and width of the only images that the export takes; ``None`` for any.
 
     Raises:
         ValueError: The model has another post-processor than ours.
     """
     post, crop_box = model.post_processor, crop_box_of(model.pre_processor)
     detector = model.model
-    inspected = {"inspection": model.inspection, "map_size": model.map_size, "share": detector.shares[detector.map]}
+    inspected: dict[str, Any] = {"inspection": model.inspection, "share": detector.shares[detector.map]}
+    if model.tiles is None:
+        inspected["map_size"] = model.map_size
+    elif input_size is None:
+        inspected["tiling"] = Tiling(model.tiles, model.pre_processor.fixed_size)
+    else:
+        inspected["map_size"] = model.map_size or model.tiles.map_size(input_size)
     if post is None:
         return Metadata(False, NO_SCALE, NO_SCALE, crop_box, **inspected)
     if not isinstance(post, InpPostProcessor):
@@ -69,6 +81,23 @@ def counting_everywhere(model: "AnomalibModule") -> Iterator[None]:
         detector.inspected = inspected
 
 
+class TileGraph(nn.Module):
+    """What an export of a tiled model for images of any size consists of: a tile ``(B, 3, h, w)`` to its readings.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: "AnomalibModule") -> None:
+        super().__init__()
+        self.normalise = model.pre_processor.training_transform
+        self.detector = model.model
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Give each reading, ``(B, 1 or 2, h, w)``."""
+        return tuple(reading.transpose(0, 1) for reading in self.detector.readings_of(self.normalise(tiles)))
+
+
 def graph_of(model: "AnomalibModule") -> nn.Module:
     """Chain pre-processor, detector and post-processor: what an export consists of."""
     return nn.Sequential(*(part for part in (model.pre_processor, model.model, model.post_processor) if part)).eval()
@@ -96,18 +125,24 @@ def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = No
         ModuleNotFoundError: OpenVINO is not installed.
         ValueError: The model has another post-processor than ours.
     """
-    metadata = metadata_of(model)
+    metadata = metadata_of(model, input_size)
     if not module_available("openvino"):
         msg = "Exporting to OpenVINO needs the package openvino: pip install 'anomalib-inp[export]'."
         raise ModuleNotFoundError(msg, name="openvino")
     import openvino
 
-    graph, device = graph_of(model), model.device
-    example = torch.rand(1, 3, *(input_size or TRACE_SIZE))
-    shape = [-1, 3, *(input_size or (-1, -1))]
+    device, tiling = model.device, metadata.tiling
+    graph = graph_of(model) if tiling is None else TileGraph(model).eval()
+    size = input_size if tiling is None else tiling.tiles.size
+    example = torch.rand(1, 3, *(size or TRACE_SIZE))
+    shape = [-1, 3, *(size or (-1, -1))]
     with _quiet(), torch.no_grad(), counting_everywhere(model):
-        names = [name for name, value in graph.cpu()(example)._asdict().items() if value is not None]
-        traced = nn.Sequential(graph, _WithoutNone())
+        found = graph.cpu()(example)
+        if tiling is None:
+            names = [name for name, value in found._asdict().items() if value is not None]
+            traced: nn.Module = nn.Sequential(graph, _WithoutNone())
+        else:
+            names, traced = [READING.format(number) for number in range(len(found))], nn.Sequential(graph)
         converted = openvino.convert_model(traced, example_input=example, input=[("input", shape)], **kwargs)
     graph.to(device)
     converted.inputs[0].get_tensor().set_names({"input"})
@@ -117,6 +152,45 @@ def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = No
         put_places(converted, Path("model.xml"), metadata)
     converted.set_rt_info(metadata.to_json(), KEY)
     return converted
+
+
+def tile_to_onnx(model: "AnomalibModule", path: Path, metadata: Metadata) -> Path:
+    """Write the graph of a tile as ONNX, with a dynamic batch.
+
+    Args:
+        model: A model that sees tiles.
+        path: The file.
+        metadata: What it says of itself.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph, device = TileGraph(model).eval(), model.device
+    example = torch.rand(2, 3, *model.tiles.size)
+    with replacing(path) as temporary, _quiet(), torch.no_grad():
+        names = [READING.format(number) for number in range(len(graph.cpu()(example)))]
+        torch.onnx.export(
+            graph,
+            (example,),
+            temporary,
+            input_names=["input"],
+            output_names=names,
+            opset_version=OPSET,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            verbose=False,
+        )
+        annotate_onnx(temporary, metadata)
+    graph.to(device)
+    return path
+
+
+@torch.no_grad()
+def some_tile(model: "AnomalibModule", image: np.ndarray, place: int) -> np.ndarray:
+    """Cut one tile ``(1, 3, h, w)`` out of an image ``(1, 3, H, W)``, another for each place in a list of images."""
+    resize = model.pre_processor.resize
+    whole = torch.from_numpy(image) if resize is None else resize(torch.from_numpy(image))
+    tiles = torch.cat(list(model.model.view.cut(whole)))
+    return tiles[place % len(tiles)].unsqueeze(0).numpy()
 
 
 def save_openvino(model: "openvino.Model", path: Path, half: bool = False) -> Path:

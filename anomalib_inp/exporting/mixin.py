@@ -58,11 +58,18 @@ class InpExport(ExportMixin):
     def to_onnx(self, export_root: Path | str, model_file_name: str = "model", *args: Any, **kwargs: Any) -> Path:
         """Export to one ONNX file that carries our metadata; arguments as in anomalib.
 
+        Of a model that sees tiles, it takes tiles, and ``ExportedModel`` cuts images of any size; with ``input_size``,
+        it takes images of that size.
+
         Raises:
             ValueError: The model has another post-processor than ours.
         """
-        metadata = convert.metadata_of(self)
+        metadata = convert.metadata_of(self, args[0] if args else kwargs.get("input_size"))
         self._say_what_is_exported(metadata)
+        if metadata.tiling is not None:
+            folder = Path(export_root) / "weights" / ExportType.ONNX.value
+            with _quiet("onnxscript", "onnx_ir", "torch.onnx"):
+                return convert.tile_to_onnx(self, folder / f"{model_file_name}.onnx", metadata)
         options = {"opset_version": convert.OPSET, "external_data": False, "verbose": False, **kwargs}
         with _quiet("onnxscript", "onnx_ir", "torch.onnx"), convert.counting_everywhere(self):
             path = super().to_onnx(export_root, model_file_name, *args, **options)
@@ -83,18 +90,27 @@ class InpExport(ExportMixin):
     ) -> Path:
         """Export to OpenVINO from the PyTorch module; arguments as in anomalib, those of ONNX have no use here.
 
+        Of a model that sees tiles, it takes tiles, and ``ExportedModel`` cuts images of any size; with ``input_size``,
+        it takes images of that size.
+
         ``INT8_PTQ`` calibrates with the training images of ``datamodule``; ``INT8_ACQ`` also watches ``metric``, by
         default the image AUROC of its validation images.
 
         Raises:
             ModuleNotFoundError: A package for the export is not installed.
-            ValueError: INT8 without a data module, a watch on images of one class, or another post-processor than ours.
+            ValueError: INT8 without a data module, a watch on images of one class or on a graph of tiles, or another
+                post-processor than ours.
         """
-        metadata = convert.metadata_of(self)
+        metadata = convert.metadata_of(self, input_size)
         compression_type = None if compression_type is None else CompressionType(compression_type)
         calibrated = compression_type in {CompressionType.INT8_PTQ, CompressionType.INT8_ACQ}
+        if metadata.tiling is not None and compression_type == CompressionType.INT8_ACQ:
+            msg = "A graph of tiles scores no image that could be watched: give --input_size, or take INT8_PTQ."
+            raise ValueError(msg)
         # First what may be missing, then what takes time.
         images = quantization.calibration_images(datamodule) if calibrated else []
+        if metadata.tiling is not None:
+            images = [convert.some_tile(self, image, place) for place, image in enumerate(images)]
         items = quantization.validation_items(datamodule) if compression_type == CompressionType.INT8_ACQ else []
         self._say_what_is_exported(metadata)
         model = convert.to_openvino(self, input_size, **(ov_kwargs or {}))

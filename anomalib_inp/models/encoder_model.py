@@ -5,6 +5,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -199,16 +200,13 @@ class EncoderModel(InpExport, _Module):
         """Look at some places alone; thresholds that are there stay as they are.
 
         Raises:
-            ValueError: The mask leaves nothing to inspect, or nobody knows how large the map is.
+            ValueError: The mask leaves nothing to inspect.
         """
-        places = None
-        if inspection.mask:
-            if self.map_size is None:
-                msg = "A region of interest is cut to the size of the map: give map_size, or leave the pre-processor."
-                raise ValueError(msg)
-            places = inspection.places(crop_box_of(self.pre_processor), self.map_size)
-        inspected = Everywhere() if places is None else Inspected(torch.from_numpy(places))
-        self.model.inspected = inspected.to(self.device)
+        crop_box = crop_box_of(self.pre_processor)
+        if inspection.mask and self.map_size is not None:
+            inspection.places(crop_box, self.map_size)  # refuses one that leaves nothing
+        everywhere = not inspection.mask
+        self.model.inspected = Everywhere() if everywhere else Inspected(partial(inspection.places, crop_box))
         self.inspection = inspection
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
@@ -381,7 +379,7 @@ def evaluation_step(detector: nn.Module, batch: ImageBatch) -> ImageBatch:
     """
     predictions = detector(batch.image)
     changes = {"pred_score": predictions.pred_score, "anomaly_map": predictions.anomaly_map}
-    batch.inspected = detector.inspected.places
+    batch.inspected = detector.inspected.at(predictions.anomaly_map)
     if batch.gt_mask is not None:
         size = predictions.anomaly_map.shape[-2:]
         mask = F.interpolate(batch.gt_mask.float().unsqueeze(1), size=size, mode="nearest")

@@ -24,7 +24,7 @@ from anomalib_inp.pictures.visualizer import short_name
 from anomalib_inp.runtime.edit import ExportedMemory
 from anomalib_inp.scoring.memory import NormalMemory, remembered
 from anomalib_inp.thresholds.choose import image_scale
-from anomalib_inp.thresholds.scale import Scale, margin_of
+from anomalib_inp.thresholds.scale import Scale
 
 SHARE = 0.1
 """Share of an image's tokens that is learnt: those farthest from what is known, at each depth. The rest is known."""
@@ -121,7 +121,7 @@ def _in_force(content: dict[str, Any]) -> float:
     config, scale = content.get("anomalib_post_processor_config", {}), common_thresholds(content)[0]
     chosen = config.get("ranges", {}).get(config.get("category"))
     scale = scale if chosen is None else Scale(*chosen[0])
-    return float(scale.threshold + margin_of(1 - config.get("image_sensitivity", 0.5)) * scale.span)
+    return scale.in_force(1 - config.get("image_sensitivity", 0.5))
 
 
 @torch.no_grad()
@@ -133,10 +133,17 @@ def _remember(model: AnomalibModule, images: Sequence[Path], known: set[str]) ->
         if digest in known:
             continue
         known = known | {digest}
-        features = model.model.network.encoder(transform(read_tensor(path).unsqueeze(0)))
-        distances = torch.cat(memory.distances(features, range(len(features.depths))))  # (K, N)
+        image = transform(read_tensor(path).unsqueeze(0))
+        parts = [model.model.network.encoder(part) for part in model.model.view.cut(image)]
+        depths = range(len(parts[0].depths))
+        distances = torch.cat(
+            [torch.stack(memory.distances(part, depths)).flatten(1) for part in parts], dim=1
+        )  # (K, N)
         farthest = distances.topk(math.ceil(SHARE * distances.shape[1]), dim=1).indices
-        chosen = [tokens[0][places] for tokens, places in zip(features.depths, farthest, strict=True)]
+        chosen = [
+            torch.cat([part.depths[depth].flatten(0, 1) for part in parts])[places]
+            for depth, places in zip(depths, farthest, strict=True)
+        ]
         memory.tokens = torch.cat([memory.tokens, remembered(torch.stack(chosen))], dim=1)
         entry = {"image": _name(path), "digest": digest, "tokens": farthest.shape[1]}
         found.append((path, entry))

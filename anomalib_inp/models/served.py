@@ -50,8 +50,8 @@ class CheckpointModel:
 
     @property
     def has_prototypes(self) -> bool:
-        """Whether there is something to explain."""
-        return hasattr(self.module.model.network, "extractor")
+        """Whether there is something to explain; of tiles, each has prototypes of its own."""
+        return hasattr(self.module.model.network, "extractor") and self.module.tiles is None
 
     @torch.inference_mode()
     def explain(self, pixels: np.ndarray, name: str = "") -> tuple[Image.Image, list[float]]:
@@ -61,7 +61,10 @@ class CheckpointModel:
             ValueError: The model has no prototypes.
         """
         if not self.has_prototypes:
-            msg = f"{type(self.module).__name__} has no prototypes; INP-Former and INP-Former++ have."
+            msg = (
+                f"{type(self.module).__name__} has no prototypes to draw; INP-Former and INP-Former++ have, "
+                "where they see the whole image."
+            )
             raise ValueError(msg)
         images = self.module.pre_processor.transform(torch.from_numpy(as_batch(pixels)).to(self._device))
         explained = explain(self.module.model.network(images).full_precision())

@@ -112,11 +112,13 @@ def put_places(model: Any, path: Path, metadata: Metadata) -> None:
     Raises:
         ValueError: An export of an earlier version, or a mask that leaves nothing.
     """
+    if metadata.tiling is not None:  # it is counted behind the graph
+        return
     if metadata.share is None or metadata.map_size is None:
         msg = f"{path} is an export of an earlier version, which inspects everything: export it anew."
         raise ValueError(msg)
     put = inspect_onnx if path.suffix == ".onnx" else inspect_openvino
-    put(model, path, metadata.places, metadata.share)
+    put(model, path, metadata.places(metadata.map_size), metadata.share)
 
 
 def _read(path: Path) -> Any:
@@ -128,7 +130,8 @@ def _read(path: Path) -> Any:
 
 
 def _move(model: Any, path: Path, moved: dict[str, float], metadata: Metadata) -> None:
-    """Move thresholds in a graph, and write down what it says of itself."""
+    """Move thresholds in a graph, which that of a tile has none of, and write down what it says of itself."""
+    moved = {} if metadata.tiling is not None else moved
     (_move_in_onnx if path.suffix == ".onnx" else _move_in_openvino)(model, path, moved, metadata)
 
 

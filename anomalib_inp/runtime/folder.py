@@ -221,7 +221,7 @@ def save_strip(
         prediction.shown_map,
         pred_mask=prediction.mask,
         crop_box=metadata.crop_box,
-        places=metadata.places,
+        places=metadata.places(prediction.shown_map.shape),
         score=prediction.score,
         raw_score=prediction.raw_score,
         anomalous=prediction.label,

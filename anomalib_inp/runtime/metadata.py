@@ -15,6 +15,7 @@ import numpy as np
 from anomalib_inp.frame import CropBox
 from anomalib_inp.results.inspection import EVERYTHING, Inspection
 from anomalib_inp.thresholds.scale import NO_SCORES, Scale, ValidationScores
+from anomalib_inp.tiles import Tiles
 
 KEY = "anomalib_inp"
 TAG, TAG_SIZE = "anomalib_inp_weights", 16
@@ -26,6 +27,26 @@ LABELS = {"image": "pred_label", "pixel": "pred_mask"}
 
 class MismatchError(ValueError):
     """The two files of a model do not belong together."""
+
+
+class Tiling(NamedTuple):
+    """How an image of any size is cut for a graph that takes tiles.
+
+    Attributes:
+        tiles: The tiles.
+        image_size: Height and width that images are resized to before; ``None`` leaves them as they are.
+    """
+
+    tiles: Tiles
+    image_size: tuple[int, int] | None = None
+
+    @classmethod
+    def read(cls, values: Any) -> "Tiling | None":
+        """Read what JSON makes of it."""
+        if values is None:
+            return None
+        (size, overlap), image_size = values
+        return cls(Tiles((size[0], size[1]), overlap), None if image_size is None else (image_size[0], image_size[1]))
 
 
 class Metadata(NamedTuple):
@@ -43,8 +64,9 @@ class Metadata(NamedTuple):
         validation: Raw scores of the validation images that the image threshold is of.
         category_validation: The same of each category.
         inspection: What of an image is inspected, and how large a region must be.
-        map_size: Height and width of the map; ``None`` of exports of before.
+        map_size: Height and width of the map; ``None`` of exports of before, and where it depends on the image.
         share: Share of the pixels of a map that a score is the mean of; ``None`` likewise.
+        tiling: How images are cut for a graph that takes tiles; ``None`` for one that takes images.
         references: What the normal images of the training are like, by category, empty for all: brightness, sharpness.
     """
 
@@ -62,6 +84,7 @@ class Metadata(NamedTuple):
     map_size: tuple[int, int] | None = None
     share: float | None = None
     references: dict[str, dict[str, list[float]]] = {}
+    tiling: Tiling | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "Metadata":
@@ -78,6 +101,7 @@ class Metadata(NamedTuple):
             "crop_box": CropBox(*values.pop("crop_box")),
             "validation": ValidationScores(*values.pop("validation", NO_SCORES)),
             "inspection": Inspection(*values.pop("inspection", EVERYTHING)),
+            "tiling": Tiling.read(values.pop("tiling", None)),
             "map_size": tuple(values.pop("map_size", None) or ()) or None,
             "category_validation": {
                 name: ValidationScores(*kept) for name, kept in values.pop("category_validation", {}).items()
@@ -114,10 +138,9 @@ class Metadata(NamedTuple):
         """Raw score and raw map value above which something is anomalous; NaN without thresholds."""
         return self.image.in_force(self.image_limit), self.pixel.in_force(self.pixel_limit)
 
-    @property
-    def places(self) -> np.ndarray | None:
-        """Which places of the map are inspected, bool ``(h, w)``; ``None`` for all of them."""
-        return None if self.map_size is None else self.inspection.places(self.crop_box, self.map_size)
+    def places(self, size: tuple[int, ...]) -> np.ndarray | None:
+        """Tell which places of a map of this height and width are inspected, bool ``(h, w)``; ``None`` for all."""
+        return self.inspection.places(self.crop_box, (size[0], size[1]))
 
     def to_raw(self, normalized: Any, kind: str = "image") -> np.ndarray:
         """Turn normalised scores (``kind="image"``) or map values (``"pixel"``) into raw ones."""

@@ -13,6 +13,7 @@ from anomalib_inp.files import file_digest
 from anomalib_inp.images import Channels, as_batch
 from anomalib_inp.runtime.engines import OnnxRuntime, Openvino
 from anomalib_inp.runtime.metadata import LABELS, read_metadata
+from anomalib_inp.runtime.tiled import TiledImages
 
 Performance = Literal["latency", "throughput"]
 
@@ -87,11 +88,13 @@ class ExportedModel:
         }
         self._exported = read_metadata(path)
         self.metadata = self._exported if category is None else self._exported.of_category(category)
-        self._engine: OnnxRuntime | Openvino
+        self._engine: OnnxRuntime | Openvino | TiledImages
         if path.suffix == ".onnx":
             self._engine = OnnxRuntime(path, threads)
         else:
             self._engine = Openvino(path, device, {name: value for name, value in settings.items() if value})
+        if self._exported.tiling is not None:
+            self._engine = TiledImages(self._engine, self._exported, self._exported.tiling)
 
     @property
     def digest(self) -> str:
@@ -138,12 +141,14 @@ class ExportedModel:
             yield Predictions(**{name: results.get(name) for name in Predictions._fields})  # type: ignore[arg-type]
 
     def _by_category(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Read the outputs by the thresholds of the category instead of those in the model."""
-        if self.metadata is self._exported:
+        """Read the outputs by the thresholds of the category instead of those in the model, if it has any."""
+        is_raw = self._exported.tiling is not None  # thresholds are not in the graph of a tile
+        if self.metadata is self._exported and not is_raw:
             return outputs
         results = {}
         for kind, name in (("image", "pred_score"), ("pixel", "anomaly_map")):
-            raw = self._exported.to_raw(outputs[name], kind) if self._exported.normalized else outputs[name]
+            normalised = self._exported.normalized and not is_raw
+            raw = self._exported.to_raw(outputs[name], kind) if normalised else outputs[name]
             scale, limit = getattr(self.metadata, kind), getattr(self.metadata, f"{kind}_limit")
             normalized, results[LABELS[kind]] = scale.normalise_and_label(raw, limit)
             results[name] = (normalized if self._exported.normalized else raw).astype(np.float32)

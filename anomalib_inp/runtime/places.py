@@ -169,8 +169,12 @@ def _num_highest(places: np.ndarray | None, size: tuple[int, int], share: float,
     if places is not None and places.shape != size:
         msg = f"The mask was cut to {places.shape}, but the map of {path} is {size}."
         raise ValueError(msg)
-    count = size[0] * size[1] if places is None else int(places.sum())
-    return max(1, int(count * share))
+    return num_highest(size[0] * size[1] if places is None else int(places.sum()), share)
+
+
+def num_highest(num_pixels: int, share: float) -> int:
+    """Count the pixels that a share of them is, at least one, as ``scoring/image_score.py`` does."""
+    return max(1, int(num_pixels * share))
 
 
 def _take_out_of_onnx(graph: Any) -> None:

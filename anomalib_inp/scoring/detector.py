@@ -10,7 +10,7 @@ import torch
 from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 
-from anomalib_inp.outputs import full_precision
+from anomalib_inp.outputs import Reconstruction, full_precision
 from anomalib_inp.scoring.image_score import TOP_FRACTION, image_score
 from anomalib_inp.scoring.inspected import Everywhere
 from anomalib_inp.scoring.readings import Reading
@@ -76,23 +76,31 @@ class Detector(nn.Module):
 
     def forward(self, images: Tensor) -> InferenceBatch:
         """Detect anomalies in normalised images ``(B, 3, H, W)``: maps ``(B, 1, h, w)`` and scores ``(B,)``."""
-        parts = [self.read(part) for part in self.view.cut(images)]
+        parts = [self.readings_of(part) for part in self.view.cut(images)]
         with full_precision(images):
-            maps = [self._join(of_reading, images) for of_reading in zip(*parts, strict=True)]
-            shown = torch.stack(maps).mean(dim=0)  # (1 or 2, B, 1, h, w)
-            score = image_score(self.inspected.values(shown[-1]), self.shares[self.map])
-            return InferenceBatch(pred_score=score, anomaly_map=self.inspected.hide(shown[0]))
+            return self._score(parts, (int(images.shape[-2]), int(images.shape[-1])))
 
-    def read(self, images: Tensor) -> list[Tensor]:
-        """Read off what the network says of a batch that it sees at a time: each reading ``(1 or 2, B, h, w)``."""
+    def readings_of(self, images: Tensor) -> list[Tensor]:
+        """Read off what the network says of what it sees at a time: each reading ``(1 or 2, B, h, w)``."""
         reconstruction = self.network(images)
         with full_precision(images):
-            reconstruction = reconstruction.full_precision()
-            readings = [reading(reconstruction) for reading in self.maps[self.map]]
-            return [reading if reading.ndim == 4 else reading.unsqueeze(0) for reading in readings]
+            return self._readings(reconstruction.full_precision())
 
-    def _join(self, parts: Sequence[Tensor], images: Tensor) -> Tensor:
-        """Make maps of all that a reading says of images: ``(1 or 2, B, 1, h, w)``."""
-        image_size = (int(images.shape[-2]), int(images.shape[-1]))
-        both = torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
-        return torch.stack([self.view.join(reading, image_size, self.smoothing) for reading in both])
+    def read(self, reconstruction: Reconstruction) -> InferenceBatch:
+        """Read maps and scores off a reconstruction of whole images."""
+        grid, patch = reconstruction.features.grid, self.network.encoder.patch_size
+        return self._score([self._readings(reconstruction)], (grid[0] * patch, grid[1] * patch))
+
+    def _readings(self, reconstruction: Reconstruction) -> list[Tensor]:
+        readings = [reading(reconstruction) for reading in self.maps[self.map]]
+        return [reading if reading.ndim == 4 else reading.unsqueeze(0) for reading in readings]
+
+    def _score(self, parts: Sequence[Sequence[Tensor]], image_size: tuple[int, int]) -> InferenceBatch:
+        """Make maps and scores of all that was read off the parts of images."""
+        readings = [torch.cat(of_all, dim=1) if len(of_all) > 1 else of_all[0] for of_all in zip(*parts, strict=True)]
+        maps = [
+            torch.stack([self.view.join(one, image_size, self.smoothing) for one in reading]) for reading in readings
+        ]
+        shown = torch.stack(maps).mean(dim=0)  # (1 or 2, B, 1, h, w)
+        score = image_score(self.inspected.values(shown[-1]), self.shares[self.map])
+        return InferenceBatch(pred_score=score, anomaly_map=self.inspected.hide(shown[0]))

@@ -3,22 +3,23 @@
 
 """Which places of a map count."""
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+Size = tuple[int, int]
 
 
-class Everywhere(nn.Module):
-    """Every place of a map counts.
+class Everywhere:
+    """Every place of a map counts."""
 
-    Attributes:
-        places: Which ones count, bool ``(H, W)``; ``None`` for all.
-    """
-
-    places: Tensor | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("places", None, persistent=False)
+    def at(self, maps: Tensor) -> Tensor | None:
+        """Tell which places of maps ``(..., H, W)`` count, bool ``(H, W)``; ``None`` for all."""
+        del maps
+        return None
 
     def hide(self, maps: Tensor) -> Tensor:
         """Leave maps ``(..., H, W)`` as they are."""
@@ -33,18 +34,31 @@ class Inspected(Everywhere):
     """Some places of a map count; the others look like its lowest value, and take part in no score.
 
     Args:
-        places: Which ones, bool ``(H, W)``; at least one.
+        places: Tells for a height and width of maps which places count, bool ``(H, W)``; ``None`` for all.
     """
 
-    def __init__(self, places: Tensor) -> None:
-        super().__init__()
+    def __init__(self, places: Callable[[Size], np.ndarray | None]) -> None:
         self.places = places
-        self.register_buffer("indices", places.flatten().nonzero().flatten(), persistent=False)
+        self._kept: dict[tuple[Any, ...], Tensor | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the tensors behind, which may be on another device."""
+        return {**self.__dict__, "_kept": {}}
+
+    def at(self, maps: Tensor) -> Tensor | None:
+        """Tell which places of maps ``(..., H, W)`` count, bool ``(H, W)``; ``None`` for all."""
+        size = (int(maps.shape[-2]), int(maps.shape[-1]))
+        if (size, maps.device) not in self._kept:
+            found = self.places(size)
+            self._kept[size, maps.device] = None if found is None else torch.from_numpy(found).to(maps.device)
+        return self._kept[size, maps.device]
 
     def hide(self, maps: Tensor) -> Tensor:
         """Give places of maps ``(..., H, W)`` that do not count the lowest value of their map."""
-        return torch.where(self.places, maps, maps.amin(dim=(-2, -1), keepdim=True))
+        places = self.at(maps)
+        return maps if places is None else torch.where(places, maps, maps.amin(dim=(-2, -1), keepdim=True))
 
     def values(self, maps: Tensor) -> Tensor:
         """List the values of maps ``(B, 1, H, W)`` that count ``(B, N)``."""
-        return maps.flatten(1)[:, self.indices]
+        places = self.at(maps)
+        return maps if places is None else maps[:, 0, places]

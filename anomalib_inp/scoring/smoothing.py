@@ -8,6 +8,8 @@ from kornia.filters import get_gaussian_kernel2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anomalib_inp.tiles import KERNEL_SIZE, SIGMA
+
 
 class Smoothing(nn.Module):
     """From a reading to the map of evaluation (reference, ``cal_anomaly_maps`` and ``evaluation_batch``).
@@ -22,7 +24,7 @@ class Smoothing(nn.Module):
         sigma: Standard deviation of the Gaussian in pixels.
     """
 
-    def __init__(self, map_size: tuple[int, int] | None, kernel_size: int = 5, sigma: float = 4.0) -> None:
+    def __init__(self, map_size: tuple[int, int] | None, kernel_size: int = KERNEL_SIZE, sigma: float = SIGMA) -> None:
         super().__init__()
         self.map_size = map_size
         self.padding = kernel_size // 2  # no size of a tensor, which PyTorch 2.8 would trace

@@ -13,7 +13,7 @@ from anomalib_inp.scoring.smoothing import Smoothing
 from anomalib_inp.tiles import Tiles
 
 AT_ONCE = 16
-"""Tiles that the network sees in one batch: memory does not grow with the image."""
+"""Tiles of each image that the network sees in one batch: memory does not grow with the image."""
 
 
 class View(Protocol):
@@ -57,15 +57,14 @@ class TiledImage:
         (height, width), size = self.tiles.size, _size_of(images)
         rows, columns = self.tiles.starts(size)
         places = [(row, column) for row in rows for column in columns]
-        each = max(1, AT_ONCE // len(images))
-        for first in range(0, len(places), each):
-            yield torch.cat([images[..., r : r + height, c : c + width] for r, c in places[first : first + each]])
+        for first in range(0, len(places), AT_ONCE):
+            yield torch.cat([images[..., r : r + height, c : c + width] for r, c in places[first : first + AT_ONCE]])
 
     def join(self, reading: Tensor, image_size: tuple[int, int], smoothing: Smoothing) -> Tensor:
         """Merge readings of all tiles ``(T B, h, w)``, and blur them."""
         rows, columns = (
             torch.tensor(matrices).to(reading)  # copied: what is kept of it is read-only
-            for matrices in self.tiles.merging(image_size, (reading.shape[-2], reading.shape[-1]))
+            for matrices in self.tiles.merging(image_size, _size_of(reading))
         )
         tiles = reading.unflatten(0, (len(rows), len(columns), -1))  # (R, C, B, h, w)
         merged = sum(

@@ -72,7 +72,7 @@ class Answer(NamedTuple):
         if kind == HEAT:
             image = heat_map_image(found.shown_map)
         else:
-            box, places = self.metadata.crop_box, self.metadata.places
+            box, places = self.metadata.crop_box, self.metadata.places(found.shown_map.shape)
             image = draw_overlay(self.pixels, found.shown_map, pred_mask=found.mask, crop_box=box, places=places)
         image.save(file, "PNG")
         return file.getvalue()

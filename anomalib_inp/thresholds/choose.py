@@ -36,12 +36,15 @@ class ValidationScales(nn.Module):
         per_category: Whether each category has scales of its own besides the common ones.
         image_quantile: Without anomalous images: this quantile of the scores is the image threshold.
         pixel_quantile: Without anomalous images: this quantile of the pixels is the pixel threshold.
+        binned: Whether pixels are counted in bins for the common scales too, so that memory does not grow with maps.
     """
 
-    def __init__(self, subset: Subset, per_category: bool, image_quantile: float, pixel_quantile: float) -> None:
+    def __init__(
+        self, subset: Subset, per_category: bool, image_quantile: float, pixel_quantile: float, binned: bool = False
+    ) -> None:
         super().__init__()
         self.subset = subset
-        self.common = CommonScales(image_quantile, pixel_quantile)
+        self.common = (BinnedScales if binned else CommonScales)(image_quantile, pixel_quantile)
         count = len(subset.names)
         self.of_each = CategoryScales(count, image_quantile, pixel_quantile) if per_category else None
 
@@ -125,12 +128,10 @@ class CommonScales(nn.Module):
             low, high = self.ends.compute() if self.ends.update_called else (math.nan, math.nan)
             # Images without masks tell nothing of pixels; a score is a mean of pixels, so its threshold fits them.
             best = self.best_f1.compute() if self.best_f1.update_called else image.threshold
-            how = f"best F1 over {anomalous} anomalous and the normal validation images"
-            return image, of_ends(best, low, high), how
+            return image, of_ends(best, low, high), _how(anomalous, *self.quantiles)
         pixels = self.normal_pixels.compute()
         pixel = of_normal(quantile(pixels, self.quantiles[1]), pixels.min())
-        how = "no anomalous validation images: quantile {} of the normal images' scores, {} of their pixels"
-        return image, pixel, how.format(*self.quantiles)
+        return image, pixel, _how(0, *self.quantiles)
 
     def scores(self) -> ValidationScores:
         """List the raw scores of all images, normal and anomalous ones."""
@@ -203,6 +204,42 @@ class CategoryScales(PixelCounts):
         true, false = (counts.flip(0).cumsum(0).flip(0).double() for counts in (anomalous, normal))
         f1 = (2 * true / (true + false + true[0]))[used]
         return image, of_ends(_edge(used[f1.argmax()]), _edge(used[0]), _edge(used[-1] + 1))
+
+
+class BinnedScales(CategoryScales):
+    """Collects what the scales of all images together are chosen from, as :class:`CommonScales`, but pixels in bins."""
+
+    def __init__(self, image_quantile: float, pixel_quantile: float) -> None:
+        super().__init__(1, image_quantile, pixel_quantile)
+
+    def update(self, scores: Tensor, labels: Tensor, maps: Tensor, masks: Tensor | None, compared: Tensor) -> None:
+        """Add images; arguments as of :meth:`CommonScales.update`."""
+        for chosen, truth in ((compared, masks), (~compared, None)):
+            if chosen.any():
+                values = (scores[chosen], labels[chosen], maps[chosen])
+                super().update(*values, None if truth is None else truth[chosen], torch.zeros_like(labels[chosen]))
+
+    def compute(self) -> tuple[Scale, Scale, str] | None:  # type: ignore[override]
+        """Choose the scales of scores and of pixels, and say how; ``None`` without images."""
+        (found,) = super().compute()
+        if found is None:
+            return None
+        labels = torch.atleast_1d(self.images.compute()[1])
+        return *found, _how(int(labels.sum()), self.image_quantile, self.pixel_quantile)
+
+    def scores(self) -> ValidationScores:  # type: ignore[override]
+        """List the raw scores of all images, normal and anomalous ones."""
+        (found,) = super().scores()
+        return found
+
+
+def _how(anomalous: int, image_quantile: float, pixel_quantile: float) -> str:
+    if anomalous:
+        return f"best F1 over {anomalous} anomalous and the normal validation images"
+    return (
+        f"no anomalous validation images: quantile {image_quantile} of the normal images' scores, {pixel_quantile} of "
+        "their pixels"
+    )
 
 
 def image_scale(scores: Tensor, labels: Tensor, share: float) -> Scale:

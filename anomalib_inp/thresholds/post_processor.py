@@ -156,7 +156,8 @@ class InpPostProcessor(PostProcessor):
         self._subset = Subset.from_trainer(trainer, "val")
         per_category = bool(self._with_thresholds(self._subset))
         quantiles = (self.normal_image_quantile, self.normal_pixel_quantile)
-        self._validation = ValidationScales(self._subset, per_category, *quantiles).to(pl_module.device)
+        binned = getattr(pl_module, "tiles", None) is not None  # maps of tiled images are large
+        self._validation = ValidationScales(self._subset, per_category, *quantiles, binned).to(pl_module.device)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Batch, *args: Any, **kwargs: Any

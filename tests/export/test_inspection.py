@@ -86,7 +86,7 @@ def _tensor(image: Path) -> torch.Tensor:
 def _expected(model: InpFormer, image: Path, mask: Path | None) -> tuple[float, np.ndarray]:
     """Score and map of what is inspected, worked out from the whole map."""
     model.inspect(EVERYTHING)
-    readings = model.model.read(model.pre_processor.transform(_tensor(image)))
+    readings = model.model.readings_of(model.pre_processor.transform(_tensor(image)))
     shown = torch.stack([model.model.smoothing(reading[:, 0], (64, 64)) for reading in readings]).mean(0)[:, 0]
     places = torch.ones(MAP, MAP, dtype=torch.bool)
     if mask is not None:
@@ -162,11 +162,12 @@ def test_checkpoints_keep_what_is_inspected(tiny_model: Make, mask: Path, tmp_pa
     trainer.save_checkpoint(path)
     again = InpFormer.load_from_checkpoint(path)
     assert again.inspection == model.inspection == EVERYTHING.changed(mask, 12)
-    torch.testing.assert_close(again.model.inspected.places, model.model.inspected.places)
+    maps = torch.zeros(1, MAP, MAP)
+    torch.testing.assert_close(again.model.inspected.at(maps), model.model.inspected.at(maps))
     assert checkpoint_edit.set_inspection(path, "", 3) == (model.inspection, Inspection(3, ""))
     again = InpFormer.load_from_checkpoint(path)
     assert again.inspection == Inspection(3, "")
-    assert again.model.inspected.places is None
+    assert again.model.inspected.at(maps) is None
 
 
 def test_a_mask_that_leaves_nothing(tiny_model: Make, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ WITH_EXAMPLES = [ROOT / "README.md"] + [
         "semi_supervised",
         "memory",
         "screen",
+        "small_defects",
         "architecture",
     )
 ]
@@ -134,6 +135,7 @@ def run_and_end(arguments: list[str]) -> None:
         process.kill()
 
 
+@pytest.mark.timeout(1500)  # the examples of all pages
 @pytest.mark.usefixtures("_measured_here")
 def test_examples_run(tiny_encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a reader would: page after page, in one folder, in one go; importing anomalib takes longer than most of it."""

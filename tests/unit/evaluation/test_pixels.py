@@ -88,8 +88,8 @@ def test_places_that_do_not_count():
     places = torch.zeros(maps.shape[1:], dtype=torch.bool)
     places[:, :width] = True
     categories = torch.zeros(len(maps), dtype=torch.long)
-    some, cut = BinnedPixels(1, places), BinnedPixels()
-    some.update(torch.from_numpy(maps).float(), torch.from_numpy(masks), categories)
+    some, cut = BinnedPixels(), BinnedPixels()
+    some.update(torch.from_numpy(maps).float(), torch.from_numpy(masks), categories, places)
     cut.update(torch.from_numpy(maps[..., :width]).float(), torch.from_numpy(masks[..., :width]), categories)
     assert some.compute() == cut.compute()
     assert some.compute()[0]["pixel_AUPRO"] < 1

@@ -1,0 +1,113 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Runs the graph of a tile on images of any size: cuts them, merges what is said, and scores the map."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice, product
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from anomalib_inp.runtime.metadata import Metadata, Tiling
+from anomalib_inp.runtime.places import num_highest
+from anomalib_inp.runtime.resize import resize
+from anomalib_inp.tiles import KERNEL_SIZE, SIGMA
+
+AT_ONCE = 4
+"""Tiles in a batch."""
+READING = "reading_{}"
+"""Names of what the graph of a tile gives: each reading, ``(tiles, 1 or 2, h, w)``; a second map is for the score."""
+
+
+class Engine(Protocol):
+    """What runs a graph on batches."""
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Run batches, in order."""
+
+
+class TiledImages:
+    """Gives raw maps and scores of whole images.
+
+    Args:
+        engine: Runs the graph of a tile.
+        metadata: What the model says of itself, of its tiles too.
+        tiling: Its tiles.
+    """
+
+    def __init__(self, engine: Engine, metadata: Metadata, tiling: Tiling) -> None:
+        self._engine = engine
+        self._metadata = metadata
+        self._tiling = tiling
+        column = np.exp(-((np.arange(KERNEL_SIZE) - KERNEL_SIZE // 2) ** 2) / (2 * SIGMA**2))
+        self._kernel = np.outer(column, column).astype(np.float32) / np.float32(column.sum() ** 2)
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """Bring images ``(B, 3, H, W)`` to the size that is cut.
+
+        Raises:
+            ValueError: They are smaller than a tile.
+        """
+        size = self._tiling.image_size
+        prepared = images if size is None else resize(images, size)
+        self._tiling.tiles.starts((prepared.shape[2], prepared.shape[3]))
+        return prepared
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Run batches of images one after the other, their tiles as many side by side as the device likes."""
+        pending = deque[tuple[tuple[int, ...], int]]()
+
+        def cut() -> Iterator[np.ndarray]:
+            for images in batches:
+                tiles = list(self._cut(images))
+                pending.append((images.shape, len(tiles)))
+                yield from tiles
+
+        results = self._engine.stream(cut())
+        for first in results:
+            shape, count = pending.popleft()
+            yield self._join([first, *islice(results, count - 1)], shape)
+
+    def _cut(self, images: np.ndarray) -> Iterator[np.ndarray]:
+        """Cut images into batches of tiles: all of one image, row by row, then those of the next."""
+        (height, width), (rows, columns) = self._tiling.tiles.size, self._tiling.tiles.starts(images.shape[2:])
+        places = [(image, *place) for image in images for place in product(rows, columns)]
+        for first in range(0, len(places), AT_ONCE):
+            chosen = places[first : first + AT_ONCE]
+            yield np.stack([image[:, row : row + height, column : column + width] for image, row, column in chosen])
+
+    def _join(self, parts: list[dict[str, np.ndarray]], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        names = [READING.format(number) for number in range(len(parts[0]))]
+        readings = [np.concatenate([part[name] for part in parts]) for name in names]  # (B T, S, h, w)
+        count = len(readings[0]) // shape[0]
+        maps, scores = [], []
+        for image in range(shape[0]):
+            own = [reading[image * count : (image + 1) * count] for reading in readings]
+            merged = np.mean([self._merge(reading, (shape[2], shape[3])) for reading in own], axis=0)  # (S, P, Q)
+            blurred = [cv2.filter2D(plane, -1, self._kernel, borderType=cv2.BORDER_CONSTANT) for plane in merged]
+            shown, score = self._score(blurred)
+            maps.append(shown)
+            scores.append(score)
+        return {"pred_score": np.array(scores, np.float32), "anomaly_map": np.stack(maps)[:, None]}
+
+    def _merge(self, reading: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+        """Merge what is said of the tiles of an image ``(T, S, h, w)`` into maps ``(S, P, Q)``."""
+        rows, columns = self._tiling.tiles.merging(image_size, (reading.shape[2], reading.shape[3]))
+        strips = reading.reshape(len(rows), len(columns), *reading.shape[1:])  # (R, C, S, h, w)
+        merged = np.zeros((reading.shape[1], rows.shape[1], columns.shape[1]), np.float32)
+        for strip, row in zip(strips, rows, strict=True):
+            across = sum(tile @ column.T for tile, column in zip(strip, columns, strict=True))
+            merged += row @ across
+        return merged
+
+    def _score(self, maps: list[np.ndarray]) -> tuple[np.ndarray, float]:
+        """Map to show and score, of one map or of two, of which the second is for the score."""
+        places = self._metadata.places(maps[0].shape)
+        values = maps[-1].ravel() if places is None else maps[-1][places]
+        highest = num_highest(values.size, self._metadata.share or 1.0)
+        score = float(np.partition(values, -highest)[-highest:].mean(dtype=np.float64))
+        shown = maps[0] if places is None else np.where(places, maps[0], maps[0].min())
+        return shown, score

@@ -1,0 +1,147 @@
+# Copyright (C) 2026 the anomalib-inp authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models that see tiles: trained, tested, kept and loaded, at the native size of images and at others."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import MVTecAD
+from PIL import Image
+from torch.nn import functional as F
+
+from anomalib_inp import InpFormer, InpFormerPlusPlus, SelfSimilarity, TokenMemory
+from anomalib_inp.data.file_checks import DataError
+from anomalib_inp.models.learning import learn
+from anomalib_inp.outputs import TrainingBatch
+from anomalib_inp.results.records import read_records
+
+TILES = {"size": 64, "overlap": 16}
+
+
+@pytest.fixture(scope="module")
+def root(write_small_sample, tmp_path_factory) -> Path:
+    """Sample data, of which one image is of another size."""
+    root = write_small_sample(tmp_path_factory.mktemp("data"), categories=("brick",))
+    for path in (root / "brick/test/hole/001.png", root / "brick/ground_truth/hole/001_mask.png"):
+        with Image.open(path) as image:
+            image.crop((0, 0, 168, 131)).save(path)
+    return root
+
+
+@pytest.fixture
+def datamodule(root: Path) -> MVTecAD:
+    return MVTecAD(root, "brick", train_batch_size=4, eval_batch_size=1, num_workers=0, val_split_mode="same_as_test")
+
+
+def arguments(kind: type) -> dict:
+    return {"memory_size": 30} if kind is TokenMemory else {}
+
+
+@pytest.mark.parametrize("kind", [InpFormer, InpFormerPlusPlus, TokenMemory, SelfSimilarity])
+def test_a_model_is_trained_tested_and_loaded(kind, tiny_model, datamodule, quiet_engine) -> None:
+    model = tiny_model(kind, tiles=TILES, image_size="native", **arguments(kind))
+    run = quiet_engine()
+    run.train(model, datamodule=datamodule)
+    assert len(datamodule.train_data) == 8  # the images are given back
+    folder = Path(run.trainer.default_root_dir)
+    (journal,) = folder.rglob("predictions.jsonl")
+    records = {record["path"]: record for record in read_records(journal)}
+    assert records["hole/001.png"]["size"] == [168, 131]
+    assert all(region["box"][3] <= 131 for region in records["hole/001.png"]["regions"])
+
+    (checkpoint,) = folder.rglob("finished.ckpt")
+    loaded = kind.load_from_checkpoint(checkpoint).eval()
+    for name in ("hole/000.png", "hole/001.png"):
+        with torch.no_grad():
+            found = loaded(
+                torch.from_numpy(np.asarray(Image.open(datamodule.root / "brick/test" / name).convert("RGB")))
+            )
+        height, width = records[name]["size"][::-1]
+        assert found.anomaly_map.shape == (1, 1, -(-height // 2), -(-width // 2))
+        assert found.pred_score.item() == pytest.approx(records[name]["score"], abs=1e-5)
+
+
+def test_training_on_tiles_is_training_on_images_that_are_cut_by_hand(tiny_model, datamodule, quiet_engine) -> None:
+    """And what a cache holds of them trains the same."""
+    losses = []
+    for cache in ("off", "memory"):
+        torch.manual_seed(0)
+        model = tiny_model(InpFormer, tiles=TILES, image_size=None, feature_cache=cache)
+        seen: list[int] = []
+        step = model.training_step
+        model.training_step = lambda batch, *rest, step=step, seen=seen: (
+            seen.append(TrainingBatch.of(batch).source.batch_size) or step(batch)
+        )
+        run = quiet_engine(limit_train_batches=6)
+        torch.manual_seed(1)
+        run.fit(model, datamodule=datamodule)
+        losses.append(float(run.trainer.callback_metrics["train_loss"]))
+        assert set(seen) == {4}
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_whole_image_of_one_tile_gives_what_the_network_gives(tiny_model) -> None:
+    """Nothing but the place of patches in the map, which is published otherwise."""
+    whole, tiled = (
+        tiny_model(InpFormer, spread=5, **given).eval() for given in ({}, {"tiles": TILES, "image_size": 64})
+    )
+    tiled.model.network.load_state_dict(whole.model.network.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        (reading,) = whole.model.readings_of(images)
+        expected = F.interpolate(reading[0].unsqueeze(1), size=(32, 32), mode="bilinear", align_corners=False)
+        found = tiled.model(images)
+    torch.testing.assert_close(found.anomaly_map, tiled.model.smoothing.blur(expected), atol=1e-5, rtol=0)
+
+
+def test_a_memory_learns_from_tiles(tiny_model, datamodule, quiet_engine) -> None:
+    run = quiet_engine()
+    run.train(tiny_model(TokenMemory, tiles=TILES, image_size=None, memory_size=30), datamodule=datamodule)
+    (checkpoint,) = Path(run.trainer.default_root_dir).rglob("finished.ckpt")
+    image = datamodule.root / "brick/test/stain/000.png"
+    pixels = torch.from_numpy(np.asarray(Image.open(image).convert("RGB")))
+    with torch.no_grad():
+        before = TokenMemory.load_from_checkpoint(checkpoint).eval()(pixels)
+        learnt = learn(checkpoint, [image], [])
+        after = TokenMemory.load_from_checkpoint(checkpoint).eval()(pixels)
+    assert learnt.images == ["stain/000.png"]
+    assert after.pred_score < before.pred_score
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tiles": {"size": 60}}, r"multiple of the encoder's patch size 16 .* got \(60, 60\)"),
+        ({"tiles": {"size": 64, "overlap": 64}}, "from 0 to 63, got 64"),
+        ({"tiles": {"size": 64, "overlap": 0.5}}, "number of pixels from 0 to 63, got 0.5"),
+        ({"tiles": {"overlap": 8}}, "tiles needs a size"),
+        ({"tiles": {"size": 64, "stride": 8}}, "got stride"),
+        ({"tiles": {"size": 64, "per_image": 0}}, "number of tiles from 1 on, got 0"),
+        ({"image_size": "native"}, "image_size native needs tiles"),
+        ({"tiles": TILES, "crop_size": 32}, "crop_size and tiles exclude each other"),
+        ({"tiles": TILES, "image_size": 50}, "An image of 50 pixels is smaller than a tile of 64"),
+        ({"tiles": TILES, "pre_processor": False}, "leave pre_processor out"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tiny_model, given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_model(InpFormer, **{"image_size": None, **given})
+
+
+def test_images_that_are_too_small_are_named_before_anything_is_trained(tiny_model, datamodule, quiet_engine) -> None:
+    model = tiny_model(InpFormer, tiles={"size": 144}, image_size=None)
+    with pytest.raises(DataError, match=r"1 images are smaller than a tile of 144 x 144 pixels: .*hole.001\.png"):
+        quiet_engine().fit(model, datamodule=datamodule)
+
+
+def test_checkpoints_of_whole_images_and_of_tiles_are_told_apart(tiny_model, datamodule, quiet_engine) -> None:
+    run = quiet_engine()
+    run.fit(tiny_model(InpFormer, tiles=TILES, image_size=None), datamodule=datamodule)
+    (checkpoint,) = Path(run.trainer.default_root_dir).rglob("finished.ckpt")
+    with pytest.raises(ValueError, match="trained on tiles of 64 x 64, but the model is built for whole images"):
+        InpFormer.load_from_checkpoint(checkpoint, tiles=None, image_size=64)
+    with pytest.raises(ValueError, match="built for tiles of 80 x 80"):
+        InpFormer.load_from_checkpoint(checkpoint, tiles={"size": 80})
