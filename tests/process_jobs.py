@@ -67,7 +67,7 @@ def train(name: str, data: str, encoder: str, folder: Path, devices: int) -> Non
     kind, arguments = TRAININGS[name]
     cache = {"feature_cache": "disk", "feature_cache_dir": str(folder)}
     seed_everything(0, verbose=False)
-    # At the full learning rate, rounding grows in twenty steps to 4e-4 and more on some processors; at this one, to 2e-7.
+    # At the full learning rate, rounding grows in twenty steps to 4e-4 and more on some processors; here, to 2e-7.
     model = kind("test_vit", encoder, learning_rate=5e-5, warmup_steps=5, **SIZES, **cache, **arguments)
     images = InOrder(data, "brick", 8 // devices, num_workers=0, val_split_mode="none")
     engine = make_engine(folder, devices, max_epochs=4, limit_val_batches=0, callbacks=[Losses(folder)])

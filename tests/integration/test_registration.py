@@ -234,8 +234,9 @@ LIGHT = "import sys; assert not {'torch', 'anomalib', 'wrapt'} & set(sys.modules
 def test_registering_costs_import_torch_nothing() -> None:
     code = "import anomalib_inp.plugin\nanomalib_inp.plugin.register()"
     run(f"{code}\n{LIGHT}")
-    # torch has imported typing long before it calls us.
-    assert fastest(code, before="import typing") < 5
+    # torch has imported typing long before it calls us. Milliseconds are other ones on every machine: Python's own
+    # logging, which torch imports too, takes twice as long.
+    assert fastest(code, before="import typing") < fastest("import logging", before="import typing")
 
 
 def test_importing_the_package_costs_nothing() -> None:
