@@ -90,15 +90,23 @@ def resolve_sizes(
         image_size = DEFAULT_CROP // patch_size * patch_size if crop_size is None else DEFAULT_RESIZE
     image = as_pair(image_size, "image_size")
     crop = None if crop_size is None else as_pair(crop_size, "crop_size")
-    inspected, name = (image, "image_size") if crop is None else (crop, "crop_size")
-    if any(side % patch_size for side in inspected):
-        nearest = tuple(max(patch_size, side // patch_size * patch_size) for side in inspected)
+    check_patches(*((image, "image_size") if crop is None else (crop, "crop_size")), patch_size)
+    return image, crop
+
+
+def check_patches(size: tuple[int, int], name: str, patch_size: int) -> None:
+    """Refuse a height and width that are no whole patches.
+
+    Raises:
+        ValueError: One is no multiple of the patch size.
+    """
+    if any(side % patch_size for side in size):
+        nearest = tuple(max(patch_size, side // patch_size * patch_size) for side in size)
         msg = (
-            f"{name} must be a multiple of the encoder's patch size {patch_size} in height and width, got {inspected}. "
+            f"{name} must be a multiple of the encoder's patch size {patch_size} in height and width, got {size}. "
             f"The nearest smaller size is {nearest}."
         )
         raise ValueError(msg)
-    return image, crop
 
 
 def as_pair(size: int | Sequence[int], name: str) -> tuple[int, int]:

@@ -10,18 +10,16 @@ for the columns, in PyTorch as in NumPy.
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
-from anomalib_inp.frame import as_pair
+from anomalib_inp.frame import as_pair, check_patches
 
 STEP = 2
 """Pixels of the image, in each direction, that a pixel of the map stands for; published is 1.5 (392 for 256)."""
-
-KERNEL_SIZE, SIGMA = 5, 4.0
-"""Side of the Gaussian that maps are blurred by, and its standard deviation, in pixels of the map; as published."""
 LEAST = 1e-6
 """Weight of a tile at its very border, which may be all that is there."""
 
@@ -64,13 +62,7 @@ class Tiles(NamedTuple):
             msg = "tiles needs a size in pixels, for example {size: 252}."
             raise ValueError(msg)
         size = as_pair(settings["size"], "The size of tiles")
-        if any(side % patch_size for side in size):
-            nearest = tuple(max(patch_size, side // patch_size * patch_size) for side in size)
-            msg = (
-                f"The size of tiles must be a multiple of the encoder's patch size {patch_size} in height and width, "
-                f"got {size}. The nearest smaller size is {nearest}."
-            )
-            raise ValueError(msg)
+        check_patches(size, "The size of tiles", patch_size)
         overlap = settings.get("overlap", min(size) // 4)
         if not isinstance(overlap, int) or not 0 <= overlap < min(size):
             msg = f"The overlap of tiles must be a number of pixels from 0 to {min(size) - 1}, got {overlap!r}."
@@ -95,6 +87,14 @@ class Tiles(NamedTuple):
             tile_starts(length, tile, self.overlap) for length, tile in zip(image_size, self.size, strict=True)
         )
         return rows, columns
+
+    def places(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """List the upper left pixels of the tiles of an image of this height and width, row by row.
+
+        Raises:
+            ValueError: The image is smaller than a tile.
+        """
+        return list(product(*self.starts(image_size)))
 
     def merging(self, image_size: tuple[int, int], values: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Make the matrices that merge what is said of the tiles of an image of this height and width.

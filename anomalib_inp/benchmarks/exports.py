@@ -205,11 +205,8 @@ def cost_of(entry: Format, items: list[Item], runs: int, threads: int | None) ->
     memory = memory_peak() - before
 
     results = [(item, predict(model, item.path)) for item in items]
-    values, _ = measure(
-        labelled(results, model.metadata.crop_box),
-        len(items),
-        model.metadata.places if model.metadata.inspection.mask or model.metadata.tiling else None,
-    )
+    metadata = model.metadata
+    values, _ = measure(labelled(results, metadata.crop_box), len(items), metadata.places_for_metrics)
 
     many = _load(entry, "throughput", threads)
     list(many.stream(iter(batches[:WARM_UP])))

@@ -191,7 +191,7 @@ def _run(results: Iterable[Any], job: "Job", exported: "ExportedModel", console:
         metadata = exported.metadata
         if job.raw_scores:
             console.print(f"Metrics and drift are of the {len(job.items)} images that were left; verdicts of all.")
-        places = metadata.places if metadata.inspection.mask or metadata.tiling else None
+        places = metadata.places_for_metrics
         _print_metrics(labelled(results, metadata.crop_box), count, job.root, console, places)
     deque(results, maxlen=0)
     _print_verdicts(job, console)

@@ -19,6 +19,7 @@ from anomalib_inp.data.sample import (
     apply_change,
     blob_depth,
     photograph,
+    vary_exposure,
     write_once,
 )
 
@@ -105,8 +106,7 @@ def _surface(category: str, rows: slice, rng: np.random.Generator, size: tuple[i
     for length, wanted in zip(plane.shape, size or SIZE, strict=True):
         places = (int(rng.integers(2 * length)) + np.arange(wanted)) % (2 * length)
         chosen.append(np.minimum(places, 2 * length - 1 - places))
-    surface = plane[np.ix_(*chosen)]
-    return np.clip(np.rint(surface * rng.uniform(0.96, 1.04)), 0, 255).astype(np.uint8)
+    return vary_exposure(plane[np.ix_(*chosen)], rng)
 
 
 def _paint(
@@ -119,7 +119,8 @@ def _paint(
         depth = _line_depth(side, np.sqrt(LONG * count), rng)
     else:
         depth = blob_depth(rng, radius, side, (side / 2, side / 2))
-    depth -= np.partition(depth.ravel(), -count)[-count]  # so many pixels have a depth from 0 on
+    footprint = _exactly(depth, count)
+    depth -= depth[footprint].min()
     bright = (index // len(SHAPES)) % 2 == 1
     if shape == "scratch":
         painted = clean + 0.85 * ((220 if bright else 30) - clean)
@@ -133,7 +134,6 @@ def _paint(
         other = rng.choice([name for name in CATEGORIES if name != category])
         texture = _surface(other, TEST_ROWS, rng, window.shape).astype(np.float64)
         painted = texture + clean[depth >= 0].mean() - texture[depth >= 0].mean()
-    footprint = _exactly(depth, count)
     return apply_change(window, painted, footprint), footprint
 
 

@@ -211,8 +211,12 @@ def _corner(rows: slice, rng: np.random.Generator) -> tuple[int, int]:
 def _window(category: str, rows: slice, rng: np.random.Generator) -> Image8:
     """A random window ``(168, 168)`` of a photograph within the rows, its exposure varied by up to 4 per cent."""
     row, column = _corner(rows, rng)
-    window = photograph(category)[row : row + WINDOW, column : column + WINDOW]
-    return np.clip(np.rint(window * rng.uniform(0.96, 1.04)), 0, 255).astype(np.uint8)
+    return vary_exposure(photograph(category)[row : row + WINDOW, column : column + WINDOW], rng)
+
+
+def vary_exposure(image: Image8, rng: np.random.Generator) -> Image8:
+    """Make an image brighter or darker by up to 4 per cent."""
+    return np.clip(np.rint(image * rng.uniform(0.96, 1.04)), 0, 255).astype(np.uint8)
 
 
 def apply_change(clean: Image8, painted: Float, footprint: Mask) -> Image8:

@@ -4,7 +4,6 @@
 """Training images as tiles of them."""
 
 from collections.abc import Sequence
-from itertools import product
 
 import numpy as np
 import torch
@@ -132,7 +131,7 @@ def size_of(path: str) -> tuple[int, int]:
 def _places(tiles: Tiles, size: tuple[int, int], per_image: int | None, generator: np.random.Generator) -> np.ndarray:
     """Upper left pixels of the tiles of an image ``(tiles, 2)``."""
     if per_image is None:
-        return np.array(list(product(*tiles.starts(size))))
+        return np.array(tiles.places(size))
     most = [side - tile for side, tile in zip(size, tiles.size, strict=True)]
     return generator.integers(0, most, size=(per_image, 2), endpoint=True)
 

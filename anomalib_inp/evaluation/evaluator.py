@@ -78,9 +78,8 @@ class PaperEvaluator(Evaluator):
         masked = masked & counted
         if batch.gt_mask is not None and masked.any():
             maps = batch.raw_map.view(batch.gt_mask.shape)
-            values = (maps[masked], batch.gt_mask[masked], categories[masked])
             places = getattr(batch, "inspected", None)
-            pixels.update(*values, *([] if places is None else [places]))
+            pixels.update(maps[masked], batch.gt_mask[masked], categories[masked], places)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute, log, print and write."""

@@ -40,8 +40,15 @@ class ExactPixels(Metric):
         # A process that is given no image shares a state of the right kind all the same.
         self.update(torch.zeros(0, 1, 1), torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.long))
 
-    def update(self, maps: Tensor, masks: Tensor, categories: Tensor) -> None:
-        """Add maps ``(B, H, W)``, masks ``(B, H, W)`` and the numbers ``(B,)`` of the categories."""
+    def update(self, maps: Tensor, masks: Tensor, categories: Tensor, places: Tensor | None = None) -> None:
+        """Add maps, as :meth:`BinnedPixels.update` does.
+
+        Raises:
+            ValueError: Some places do not count.
+        """
+        if places is not None:
+            msg = "Of maps whose places do not all count, pixels are counted in bins: BinnedPixels."
+            raise ValueError(msg)
         self.size = torch.tensor(maps.shape[-2:], device=self.size.device)
         self.maps.append(maps.flatten().float())
         self.masks.append(masks.flatten().to(torch.uint8))

@@ -40,8 +40,8 @@ def measure(
         elif not unmasked:
             maps, masks = torch.from_numpy(anomaly_map.astype(np.float32)), torch.from_numpy(mask)
             counted = None if places is None else places(anomaly_map.shape)
-            given = [] if counted is None else [torch.from_numpy(counted)]
-            pixels.update(maps[None], masks[None], torch.zeros(1, dtype=torch.long), *given)
+            given = None if counted is None else torch.from_numpy(counted)
+            pixels.update(maps[None], masks[None], torch.zeros(1, dtype=torch.long), given)
     if not scores:
         return {}, 0
     by_pixel = {} if unmasked else pixels.compute()[0]

@@ -20,7 +20,7 @@ from anomalib_inp.files import replacing
 from anomalib_inp.preprocessing import crop_box_of
 from anomalib_inp.runtime.edit import put_places, write_openvino
 from anomalib_inp.runtime.metadata import KEY, Metadata, Tiling
-from anomalib_inp.runtime.tiled import READING
+from anomalib_inp.runtime.tiled import reading_names
 from anomalib_inp.scoring.inspected import Everywhere
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.thresholds.scale import NO_SCALE, NO_SCORES, Scale
@@ -142,7 +142,7 @@ def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = No
             names = [name for name, value in found._asdict().items() if value is not None]
             traced: nn.Module = nn.Sequential(graph, _WithoutNone())
         else:
-            names, traced = [READING.format(number) for number in range(len(found))], nn.Sequential(graph)
+            names, traced = reading_names(len(found)), nn.Sequential(graph)
         converted = openvino.convert_model(traced, example_input=example, input=[("input", shape)], **kwargs)
     graph.to(device)
     converted.inputs[0].get_tensor().set_names({"input"})
@@ -166,7 +166,7 @@ def tile_to_onnx(model: "AnomalibModule", path: Path, metadata: Metadata) -> Pat
     graph, device = TileGraph(model).eval(), model.device
     example = torch.rand(2, 3, *model.tiles.size)
     with replacing(path) as temporary, _quiet(), torch.no_grad():
-        names = [READING.format(number) for number in range(len(graph.cpu()(example)))]
+        names = reading_names(len(graph.cpu()(example)))
         torch.onnx.export(
             graph,
             (example,),
@@ -184,13 +184,13 @@ def tile_to_onnx(model: "AnomalibModule", path: Path, metadata: Metadata) -> Pat
     return path
 
 
-@torch.no_grad()
-def some_tile(model: "AnomalibModule", image: np.ndarray, place: int) -> np.ndarray:
-    """Cut one tile ``(1, 3, h, w)`` out of an image ``(1, 3, H, W)``, another for each place in a list of images."""
+def some_tile(model: "AnomalibModule", image: np.ndarray, number: int) -> np.ndarray:
+    """Cut one tile ``(1, 3, h, w)`` out of an image ``(1, 3, H, W)``, another for each number in a list of images."""
     resize = model.pre_processor.resize
-    whole = torch.from_numpy(image) if resize is None else resize(torch.from_numpy(image))
-    tiles = torch.cat(list(model.model.view.cut(whole)))
-    return tiles[place % len(tiles)].unsqueeze(0).numpy()
+    whole = image if resize is None else resize(torch.from_numpy(image)).numpy()
+    places, (height, width) = model.tiles.places(whole.shape[2:]), model.tiles.size
+    row, column = places[number % len(places)]
+    return whole[..., row : row + height, column : column + width]
 
 
 def save_openvino(model: "openvino.Model", path: Path, half: bool = False) -> Path:

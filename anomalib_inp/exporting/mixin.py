@@ -110,7 +110,7 @@ class InpExport(ExportMixin):
         # First what may be missing, then what takes time.
         images = quantization.calibration_images(datamodule) if calibrated else []
         if metadata.tiling is not None:
-            images = [convert.some_tile(self, image, place) for place, image in enumerate(images)]
+            images = [convert.some_tile(self, image, number) for number, image in enumerate(images)]
         items = quantization.validation_items(datamodule) if compression_type == CompressionType.INT8_ACQ else []
         self._say_what_is_exported(metadata)
         model = convert.to_openvino(self, input_size, **(ov_kwargs or {}))

@@ -202,11 +202,10 @@ class EncoderModel(InpExport, _Module):
         Raises:
             ValueError: The mask leaves nothing to inspect.
         """
-        crop_box = crop_box_of(self.pre_processor)
-        if inspection.mask and self.map_size is not None:
-            inspection.places(crop_box, self.map_size)  # refuses one that leaves nothing
-        everywhere = not inspection.mask
-        self.model.inspected = Everywhere() if everywhere else Inspected(partial(inspection.places, crop_box))
+        places = partial(inspection.places, crop_box_of(self.pre_processor))
+        if self.map_size is not None:
+            places(self.map_size)  # refuses a mask that leaves nothing
+        self.model.inspected = Inspected(places) if inspection.mask else Everywhere()
         self.inspection = inspection
 
     def forward(self, batch: Tensor, *args: Any, **kwargs: Any) -> InferenceBatch:
@@ -248,15 +247,10 @@ class EncoderModel(InpExport, _Module):
     def configure_callbacks(self) -> list[Callback]:
         """Add what happens around the steps to anomalib's components."""
         before, checks = [RefuseHalfWeights(), ImageCheck()], [ResultsFolder(), DataCheck(), CheckpointWriter()]
-        after = [*checks, *self._tile_cut(), self.training_data(), *training_callbacks(), ResultReport()]
+        data = self.training_data()
+        cut = [] if self.tiles is None else [TileCut(self.tiles, self.tiles_per_image, anew=not data.keeps)]
+        after = [*checks, *cut, data, *training_callbacks(), ResultReport()]
         return [*before, *super().configure_callbacks(), *after]
-
-    def _tile_cut(self) -> list[Callback]:
-        """Cut training images, where the encoder sees tiles; the same ones in all epochs if they are kept."""
-        if self.tiles is None:
-            return []
-        kept = getattr(self, "feature_cache", None) is not None or getattr(self, "memory_fill", None) is not None
-        return [TileCut(self.tiles, self.tiles_per_image, anew=not kept)]
 
     def training_data(self) -> TrainingData:
         """Say what stands in for the training images: nothing."""

@@ -137,6 +137,16 @@ class Job:
         """What an image is called in the table and on its picture."""
         return item.path.relative_to(self.root).as_posix()
 
+    def drawn(self, item: Item) -> list[Path]:
+        """List what is drawn of an image; nothing where pictures are not."""
+        if not self.pictures:
+            return []
+        return [self.pictures[str(item.path)], picture_path(self.output, HEAT_MAPS, self.name(item))]
+
+    def is_drawn(self, item: Item) -> bool:
+        """Whether all of it is there."""
+        return all(file.is_file() for file in self.drawn(item))
+
 
 def find_images(images: Path) -> Found:
     """List an image, or the images below a folder, with the labels and masks that MVTec AD's layout tells.
@@ -220,13 +230,12 @@ def resume(job: Job) -> None:
         raise ValueError(msg)
     began = job.note.stat().st_mtime
     # a kill may have left half a row, and rows without their pictures
-    done = {job.name(item) for item in job.items if _written(item.path) < began and _is_drawn(job, item)}
+    done = {job.name(item) for item in job.items if _written(item.path) < began and job.is_drawn(item)}
     kept = keep_records(job.output, done)
     job.raw_scores = {record["path"]: record["raw_score"] for record in kept if record["raw_score"] is not None}
     job.items = [item for item in job.items if job.name(item) not in job.raw_scores]
-    for item in job.items if job.pictures else ():
-        for file in (job.pictures[str(item.path)], picture_path(job.output, HEAT_MAPS, job.name(item))):
-            partial_of(file).unlink(missing_ok=True)
+    for file in (file for item in job.items for file in job.drawn(item)):
+        partial_of(file).unlink(missing_ok=True)
 
 
 def _written(path: Path) -> float:
@@ -236,11 +245,6 @@ def _written(path: Path) -> float:
     except OSError:  # a link to nothing; its row says so
         return 0.0
     return max(times.st_mtime, times.st_ctime)
-
-
-def _is_drawn(job: Job, item: Item) -> bool:
-    files = (job.pictures[str(item.path)], picture_path(job.output, HEAT_MAPS, job.name(item))) if job.pictures else ()
-    return all(file.is_file() for file in files)
 
 
 def _name_pictures(job: Job, images: Path) -> None:

@@ -4,7 +4,7 @@
 """What an exported model says of itself."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,6 +141,11 @@ class Metadata(NamedTuple):
     def places(self, size: tuple[int, ...]) -> np.ndarray | None:
         """Tell which places of a map of this height and width are inspected, bool ``(h, w)``; ``None`` for all."""
         return self.inspection.places(self.crop_box, (size[0], size[1]))
+
+    @property
+    def places_for_metrics(self) -> Callable[[tuple[int, ...]], np.ndarray | None] | None:
+        """:meth:`places`; ``None`` where all places count, and maps are of one size, so that every pixel is kept."""
+        return self.places if self.inspection.mask or self.tiling is not None else None
 
     def to_raw(self, normalized: Any, kind: str = "image") -> np.ndarray:
         """Turn normalised scores (``kind="image"``) or map values (``"pixel"``) into raw ones."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from anomalib_inp.maps import num_highest
 from anomalib_inp.runtime.engines import require
 from anomalib_inp.runtime.metadata import KEY, LABELS
 
@@ -170,11 +171,6 @@ def _num_highest(places: np.ndarray | None, size: tuple[int, int], share: float,
         msg = f"The mask was cut to {places.shape}, but the map of {path} is {size}."
         raise ValueError(msg)
     return num_highest(size[0] * size[1] if places is None else int(places.sum()), share)
-
-
-def num_highest(num_pixels: int, share: float) -> int:
-    """Count the pixels that a share of them is, at least one, as ``scoring/image_score.py`` does."""
-    return max(1, int(num_pixels * share))
 
 
 def _take_out_of_onnx(graph: Any) -> None:

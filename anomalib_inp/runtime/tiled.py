@@ -3,23 +3,26 @@
 
 """Runs the graph of a tile on images of any size: cuts them, merges what is said, and scores the map."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice, product
+from itertools import islice
 from typing import Protocol
 
 import cv2
 import numpy as np
 
+from anomalib_inp.maps import KERNEL_SIZE, SIGMA, num_highest
 from anomalib_inp.runtime.metadata import Metadata, Tiling
-from anomalib_inp.runtime.places import num_highest
 from anomalib_inp.runtime.resize import resize
-from anomalib_inp.tiles import KERNEL_SIZE, SIGMA
 
 AT_ONCE = 4
 """Tiles in a batch."""
-READING = "reading_{}"
-"""Names of what the graph of a tile gives: each reading, ``(tiles, 1 or 2, h, w)``; a second map is for the score."""
+
+
+def reading_names(count: int) -> list[str]:
+    """Name what the graph of a tile gives: each reading, ``(tiles, 1 or 2, h, w)``; a second map is for the score."""
+    return [f"reading_{number}" for number in range(count)]
 
 
 class Engine(Protocol):
@@ -62,25 +65,24 @@ class TiledImages:
 
         def cut() -> Iterator[np.ndarray]:
             for images in batches:
-                tiles = list(self._cut(images))
-                pending.append((images.shape, len(tiles)))
-                yield from tiles
+                places = self._tiling.tiles.places(images.shape[2:])
+                pending.append((images.shape, math.ceil(len(images) * len(places) / AT_ONCE)))
+                yield from self._cut(images, places)
 
         results = self._engine.stream(cut())
         for first in results:
             shape, count = pending.popleft()
             yield self._join([first, *islice(results, count - 1)], shape)
 
-    def _cut(self, images: np.ndarray) -> Iterator[np.ndarray]:
+    def _cut(self, images: np.ndarray, places: list[tuple[int, int]]) -> Iterator[np.ndarray]:
         """Cut images into batches of tiles: all of one image, row by row, then those of the next."""
-        (height, width), (rows, columns) = self._tiling.tiles.size, self._tiling.tiles.starts(images.shape[2:])
-        places = [(image, *place) for image in images for place in product(rows, columns)]
-        for first in range(0, len(places), AT_ONCE):
-            chosen = places[first : first + AT_ONCE]
-            yield np.stack([image[:, row : row + height, column : column + width] for image, row, column in chosen])
+        height, width = self._tiling.tiles.size
+        tiles = (image[:, row : row + height, column : column + width] for image in images for row, column in places)
+        while batch := list(islice(tiles, AT_ONCE)):
+            yield np.stack(batch)
 
     def _join(self, parts: list[dict[str, np.ndarray]], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-        names = [READING.format(number) for number in range(len(parts[0]))]
+        names = reading_names(len(parts[0]))
         readings = [np.concatenate([part[name] for part in parts]) for name in names]  # (B T, S, h, w)
         count = len(readings[0]) // shape[0]
         maps, scores = [], []

@@ -5,6 +5,8 @@
 
 from torch import Tensor
 
+from anomalib_inp.maps import num_highest
+
 TOP_FRACTION = 0.01
 
 
@@ -17,8 +19,3 @@ def image_score(anomaly_map: Tensor, share: float = TOP_FRACTION) -> Tensor:
     """
     values = anomaly_map.flatten(1)
     return values.topk(num_highest(values.shape[1], share), dim=1, sorted=False).values.mean(dim=1)
-
-
-def num_highest(num_pixels: int, share: float) -> int:
-    """Count the pixels that a share of them is, at least one."""
-    return max(1, int(num_pixels * share))

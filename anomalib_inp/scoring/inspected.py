@@ -39,19 +39,19 @@ class Inspected(Everywhere):
 
     def __init__(self, places: Callable[[Size], np.ndarray | None]) -> None:
         self.places = places
-        self._kept: dict[tuple[Any, ...], Tensor | None] = {}
+        self._last: tuple[tuple[Any, ...], Tensor | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the tensors behind, which may be on another device."""
-        return {**self.__dict__, "_kept": {}}
+        """Leave the tensor behind, which may be on another device."""
+        return {**self.__dict__, "_last": None}
 
     def at(self, maps: Tensor) -> Tensor | None:
         """Tell which places of maps ``(..., H, W)`` count, bool ``(H, W)``; ``None`` for all."""
         size = (int(maps.shape[-2]), int(maps.shape[-1]))
-        if (size, maps.device) not in self._kept:
+        if self._last is None or self._last[0] != (size, maps.device):
             found = self.places(size)
-            self._kept[size, maps.device] = None if found is None else torch.from_numpy(found).to(maps.device)
-        return self._kept[size, maps.device]
+            self._last = (size, maps.device), None if found is None else torch.from_numpy(found).to(maps.device)
+        return self._last[1]
 
     def hide(self, maps: Tensor) -> Tensor:
         """Give places of maps ``(..., H, W)`` that do not count the lowest value of their map."""

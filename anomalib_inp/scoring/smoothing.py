@@ -8,7 +8,7 @@ from kornia.filters import get_gaussian_kernel2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomalib_inp.tiles import KERNEL_SIZE, SIGMA
+from anomalib_inp.maps import KERNEL_SIZE, SIGMA
 
 
 class Smoothing(nn.Module):

@@ -54,9 +54,7 @@ class TiledImage:
         Raises:
             ValueError: They are smaller than a tile.
         """
-        (height, width), size = self.tiles.size, _size_of(images)
-        rows, columns = self.tiles.starts(size)
-        places = [(row, column) for row in rows for column in columns]
+        (height, width), places = self.tiles.size, self.tiles.places(_size_of(images))
         for first in range(0, len(places), AT_ONCE):
             yield torch.cat([images[..., r : r + height, c : c + width] for r, c in places[first : first + AT_ONCE]])
 

@@ -3,8 +3,7 @@
 
 """Puts tiles of the training images in their place, and gives the images back in the end."""
 
-from typing import Any
-
+from anomalib.data import AnomalibDataset
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
@@ -30,6 +29,7 @@ class TileCut(Callback):
         self.tiles = tiles
         self.per_image = per_image
         self.anew = anew
+        self._images: AnomalibDataset | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Cut the training images where a training begins.
@@ -44,10 +44,12 @@ class TileCut(Callback):
                 raise DataError(msg)
             return
         if pre_processor.fixed_size is None:
-            for split in EVALUATED.get(stage, ()):
-                samples = getattr(getattr(data, f"{split}_data", None), "samples", None)
-                if samples is not None:
-                    check_sizes(list(samples.image_path), [size_of(path) for path in samples.image_path], self.tiles)
+            tables = [
+                getattr(getattr(data, f"{split}_data", None), "samples", None) for split in EVALUATED.get(stage, ())
+            ]
+            # validation images may be the test images: each header is read once
+            paths = list(dict.fromkeys(path for table in tables if table is not None for path in table.image_path))
+            check_sizes(paths, list(map(size_of, paths)), self.tiles)
         if stage != "fit":
             return
         images = data.train_data
@@ -55,7 +57,7 @@ class TileCut(Callback):
             msg = "Few-shot views are of whole images: leave tiles, or shots, out."
             raise DataError(msg)
         cut = TileViews(images, self.tiles, pre_processor.resize, pre_processor.fixed_size, self.per_image, self.anew)
-        data.train_data = cut
+        data.train_data, self._images = cut, images
         rank_zero_info(
             f"Tiles: {len(cut)} of {len(images)} images, {self.tiles.size[1]} x {self.tiles.size[0]} pixels each, "
             f"{self.tiles.overlap} shared with neighbours."
@@ -64,17 +66,13 @@ class TileCut(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the images back."""
         del pl_module, stage
-        _give_back(trainer)
+        self._give_back(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the images back after an interrupted training too: it ends without a teardown."""
         del pl_module, exception
-        _give_back(trainer)
+        self._give_back(trainer)
 
-
-def _give_back(trainer: Trainer) -> None:
-    data: Any = trainer.datamodule
-    train_data = getattr(data, "train_data", None)
-    train_data = getattr(train_data, "images", train_data) if not isinstance(train_data, TileViews) else train_data
-    if isinstance(train_data, TileViews):
-        data.train_data = train_data.images
+    def _give_back(self, trainer: Trainer) -> None:
+        if self._images is not None:
+            trainer.datamodule.train_data, self._images = self._images, None

@@ -104,6 +104,11 @@ class TrainingData(Callback):
         self.memory = memory
         self.undecided = undecided
 
+    @property
+    def keeps(self) -> bool:
+        """Whether images are looked at once, and what is seen is kept."""
+        return self.cache is not None or self.memory is not None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace the training images where a training begins; test on nothing that has been trained on.
 

@@ -72,17 +72,17 @@ def check_places(folder: Path, output: Path, move: Path | None) -> None:
     Raises:
         ValueError: What is written, or moved, would lie below the folder; or a place is a file.
     """
-    places = [output, output / HEAT_MAPS, output / PICTURES]
+    roots, written = [output], [output / HEAT_MAPS, output / PICTURES]
     if move is not None:
-        places += [move, *(move / verdict for verdict in ("normal", "anomalous", ERRORS, UNKNOWN))]
+        roots.append(move)
+        written += [move / verdict for verdict in ("normal", "anomalous", ERRORS, UNKNOWN)]
     real = folder.resolve()
-    for place in places:
-        # below the folder, or the folder itself below what is written
-        if place.resolve().is_relative_to(real) or (
-            place not in {output, move} and real.is_relative_to(place.resolve())
-        ):
-            msg = f"What is written to {place} would be images of {folder}: choose a place outside of it."
-            raise ValueError(msg)
+    inside = [place for place in (*roots, *written) if place.resolve().is_relative_to(real)]
+    around = [place for place in written if real.is_relative_to(place.resolve())]
+    for place in (*inside, *around):
+        msg = f"What is written to {place} would be images of {folder}: choose a place outside of it."
+        raise ValueError(msg)
+    for place in (*roots, *written):
         if place.exists() and not place.is_dir():
             msg = f"{place} is to be a folder, but it is a file."
             raise ValueError(msg)

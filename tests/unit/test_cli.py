@@ -275,29 +275,30 @@ def test_predict_says_what_is_wrong(fail: Run, exported: Path, images: Path, tmp
     assert message.startswith(f"anomalib-inp: {broken} is no readable image: ")
 
 
-def test_whoever_stops_a_command_sees_no_traceback(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt, 130, ""),
+        (SIGTERMException, 143, "ended by SIGTERM"),  # Lightning's, which would end the command with 0
+    ],
+)
+def test_whoever_stops_a_command_sees_no_traceback(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: type[BaseException],
+    code: int,
+    said: str,
+) -> None:
     def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise raised
 
     monkeypatch.setattr("anomalib_inp.data.sample.write_sample_data", stop)
     with pytest.raises(SystemExit) as stopped:
         run("sample-data", tmp_path / "sample")
-    assert stopped.value.code == 130
-
-
-def test_a_training_that_was_terminated_is_no_success(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What Lightning raises would end the command with 0."""
-
-    def terminate(*_: object, **__: object) -> None:
-        raise SIGTERMException
-
-    monkeypatch.setattr("anomalib_inp.data.sample.write_sample_data", terminate)
-    with pytest.raises(SystemExit) as ended:
-        run("sample-data", tmp_path / "sample")
-    assert ended.value.code == 143
-    assert "ended by SIGTERM" in capsys.readouterr().err
+    assert stopped.value.code == code
+    assert said in capsys.readouterr().err
 
 
 def test_an_unknown_command(fail: Run) -> None:
