@@ -29,12 +29,14 @@ class TileSettings(TypedDict):
 
     size: side, or height and width, of a tile in pixels. overlap: pixels that neighbours share at least, by default a
     quarter of the side. per_image: tiles of each training image that are drawn at random, by default all; without a
-    feature cache, others in each epoch.
+    feature cache, others in each epoch. scored_area: pixels of the image that it is scored by, the highest ones, by
+    default the share of the map.
     """
 
     size: int | Sequence[int]
     overlap: NotRequired[int]
     per_image: NotRequired[int | None]
+    scored_area: NotRequired[int | None]
 
 
 class Tiles(NamedTuple):
@@ -67,10 +69,11 @@ class Tiles(NamedTuple):
         if not isinstance(overlap, int) or not 0 <= overlap < min(size):
             msg = f"The overlap of tiles must be a number of pixels from 0 to {min(size) - 1}, got {overlap!r}."
             raise ValueError(msg)
-        per_image = settings.get("per_image")
-        if per_image is not None and (not isinstance(per_image, int) or per_image < 1):
-            msg = f"per_image must be a number of tiles from 1 on, got {per_image!r}."
-            raise ValueError(msg)
+        for name, unit in (("per_image", "tiles"), ("scored_area", "pixels")):
+            value = settings.get(name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                msg = f"{name} must be a number of {unit} from 1 on, got {value!r}."
+                raise ValueError(msg)
         return cls(size, overlap)
 
     def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:

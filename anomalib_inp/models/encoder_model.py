@@ -35,6 +35,7 @@ from anomalib_inp.checkpoints.own import (
 )
 from anomalib_inp.checkpoints.plain import not_plain, plain
 from anomalib_inp.checkpoints.writing import CheckpointWriter
+from anomalib_inp.data.changed_views import Augment, AugmentSettings
 from anomalib_inp.data.layout import check_layout
 from anomalib_inp.data.noted import note_images
 from anomalib_inp.encoder.frozen import FrozenEncoder
@@ -52,13 +53,13 @@ from anomalib_inp.scoring.detector import Detector
 from anomalib_inp.scoring.inspected import Everywhere, Inspected
 from anomalib_inp.scoring.views import TiledImage, WholeImage
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
-from anomalib_inp.tiles import Tiles, TileSettings
+from anomalib_inp.tiles import STEP, Tiles, TileSettings
 from anomalib_inp.training.callbacks import RefuseHalfWeights, is_trained, training_callbacks
 from anomalib_inp.training.data_check import DataCheck
 from anomalib_inp.training.image_check import ImageCheck
 from anomalib_inp.training.results_folder import ResultsFolder
-from anomalib_inp.training.tile_cut import TileCut
 from anomalib_inp.training.training_data import TrainingData
+from anomalib_inp.training.training_views import TrainingViews
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule as _Module
@@ -101,6 +102,7 @@ class EncoderModel(InpExport, _Module):
         image_size: int | tuple[int, int] | Literal["native"] | None = None,
         crop_size: int | tuple[int, int] | None = None,
         tiles: TileSettings | None = None,
+        augment: AugmentSettings | None = None,
         map: str | None = None,  # noqa: A002
         map_size: int | tuple[int, int] | None = 256,
         region_of_interest: str | None = None,
@@ -128,6 +130,9 @@ class EncoderModel(InpExport, _Module):
                 multiple of the patch size. By default the whole image.
             tiles: Cut images into overlapping tiles, ``{size: 252, overlap: 63}`` in pixels; the encoder sees one at a
                 time, in training too.
+            augment: Train in other light and with noise, ``{noise: 0.02, light: 0.3}``: standard deviation of values in
+                [0, 1] and share of the light at most. Drawn anew in each epoch; with a feature cache or a memory, as
+                4 views of each image.
             map: Name of the anomaly map that is shown.
             map_size: Pixels of the anomaly map, a side or height and width; ``null`` gives the size of the crop. With
                 tiles, it is half the size of the image.
@@ -160,6 +165,7 @@ class EncoderModel(InpExport, _Module):
         frozen = build_encoder(encoder, encoder_weights, target_layers, encoder_kwargs, *delivered)
         self.tiles = None if tiles is None else Tiles.of(tiles, frozen.patch_size)
         self.tiles_per_image = None if tiles is None else tiles.get("per_image")
+        self.augment = None if augment is None else Augment.of(augment)
         if pre_processor is True:
             pre_processor = _pre_processor(image_size, crop_size, self.tiles, frozen.patch_size)
         elif tiles is not None:
@@ -175,6 +181,8 @@ class EncoderModel(InpExport, _Module):
         self.model.map = shown
         self.model.smoothing.map_size = map_size
         self.model.view = WholeImage() if self.tiles is None else TiledImage(self.tiles)
+        if tiles is not None and (area := tiles.get("scored_area")) is not None:
+            self.model.shares = dict.fromkeys(self.model.maps, max(1, area // STEP**2))
         self.objective: Any = objective
         self.learnt: list[dict[str, Any]] = []
         self.noted: dict[str, Any] = {}
@@ -248,8 +256,9 @@ class EncoderModel(InpExport, _Module):
         """Add what happens around the steps to anomalib's components."""
         before, checks = [RefuseHalfWeights(), ImageCheck()], [ResultsFolder(), DataCheck(), CheckpointWriter()]
         data = self.training_data()
-        cut = [] if self.tiles is None else [TileCut(self.tiles, self.tiles_per_image, anew=not data.keeps)]
-        after = [*checks, *cut, data, *training_callbacks(), ResultReport()]
+        views = TrainingViews(self.tiles, self.tiles_per_image, self.augment, anew=not data.keeps)
+        changed = [] if self.tiles is None and self.augment is None else [views]
+        after = [*checks, *changed, data, *training_callbacks(), ResultReport()]
         return [*before, *super().configure_callbacks(), *after]
 
     def training_data(self) -> TrainingData:

@@ -65,7 +65,7 @@ class Metadata(NamedTuple):
         category_validation: The same of each category.
         inspection: What of an image is inspected, and how large a region must be.
         map_size: Height and width of the map; ``None`` of exports of before, and where it depends on the image.
-        share: Share of the pixels of a map that a score is the mean of; ``None`` likewise.
+        share: Share of the pixels of a map that a score is the mean of, from 1 on their number; ``None`` likewise.
         tiling: How images are cut for a graph that takes tiles; ``None`` for one that takes images.
         references: What the normal images of the training are like, by category, empty for all: brightness, sharpness.
     """

@@ -12,7 +12,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from anomalib_inp.maps import KERNEL_SIZE, SIGMA, num_highest
+from anomalib_inp.maps import KERNEL_SIZE, SIGMA, TOP_FRACTION, num_highest
 from anomalib_inp.runtime.metadata import Metadata, Tiling
 from anomalib_inp.runtime.resize import resize
 
@@ -109,7 +109,7 @@ class TiledImages:
         """Map to show and score, of one map or of two, of which the second is for the score."""
         places = self._metadata.places(maps[0].shape)
         values = maps[-1].ravel() if places is None else maps[-1][places]
-        highest = num_highest(values.size, self._metadata.share or 1.0)
+        highest = num_highest(values.size, self._metadata.share or TOP_FRACTION)
         score = float(np.partition(values, -highest)[-highest:].mean(dtype=np.float64))
         shown = maps[0] if places is None else np.where(places, maps[0], maps[0].min())
         return shown, score

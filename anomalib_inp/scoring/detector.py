@@ -29,7 +29,8 @@ class Detector(nn.Module):
             module, and a part of the detector whichever map is shown.
         map: Name of the anomaly map that is shown, by default the first; it may be changed at any time.
         map_size: Height and width of the map in pixels; ``None`` gives the size of the input.
-        shares: Share of the highest pixels that an image is scored by, of maps for which it is not the published one.
+        shares: Share of the highest pixels that an image is scored by, from 1 on their number; of maps for which it is
+            not the published one.
 
     Attributes:
         inspected: Which places of the maps count.

@@ -5,9 +5,7 @@
 
 from torch import Tensor
 
-from anomalib_inp.maps import num_highest
-
-TOP_FRACTION = 0.01
+from anomalib_inp.maps import TOP_FRACTION, num_highest
 
 
 def image_score(anomaly_map: Tensor, share: float = TOP_FRACTION) -> Tensor:
@@ -15,7 +13,7 @@ def image_score(anomaly_map: Tensor, share: float = TOP_FRACTION) -> Tensor:
 
     Args:
         anomaly_map: The maps ``(B, 1, H, W)``, or those of their pixels that count ``(B, N)``.
-        share: Share of the pixels, at least one; published is 1 %.
+        share: Share of the pixels, at least one; from 1 on, their number. Published is 1 %.
     """
     values = anomaly_map.flatten(1)
     return values.topk(num_highest(values.shape[1], share), dim=1, sorted=False).values.mean(dim=1)

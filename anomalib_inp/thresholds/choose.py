@@ -217,7 +217,8 @@ class BinnedScales(CategoryScales):
         for chosen, truth in ((compared, masks), (~compared, None)):
             if chosen.any():
                 values = (scores[chosen], labels[chosen], maps[chosen])
-                super().update(*values, None if truth is None else truth[chosen], torch.zeros_like(labels[chosen]))
+                category = torch.zeros_like(values[1], dtype=torch.long)
+                super().update(*values, None if truth is None else truth[chosen], category)
 
     def compute(self) -> tuple[Scale, Scale, str] | None:  # type: ignore[override]
         """Choose the scales of scores and of pixels, and say how; ``None`` without images."""

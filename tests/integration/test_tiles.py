@@ -97,6 +97,29 @@ def test_a_whole_image_of_one_tile_gives_what_the_network_gives(tiny_model) -> N
     torch.testing.assert_close(found.anomaly_map, tiled.model.smoothing.blur(expected), atol=1e-5, rtol=0)
 
 
+def test_an_image_is_scored_by_an_area(tiny_model) -> None:
+    """The mean of as many of the highest values of the map as the area has pixels of it, 4 of the image each."""
+    model = tiny_model(InpFormer, spread=5, tiles={**TILES, "scored_area": 40}, image_size=None).eval()
+    with torch.no_grad():
+        found = model.model(torch.rand(2, 3, 90, 101))
+    highest = found.anomaly_map.flatten(1).sort(dim=1).values[:, -10:]
+    torch.testing.assert_close(found.pred_score, highest.mean(dim=1))
+
+
+@pytest.mark.parametrize("given", [{"tiles": {**TILES, "per_image": 2}, "image_size": None}, {}])
+def test_training_in_other_light(given: dict, tiny_model, datamodule, quiet_engine) -> None:
+    """Drawn anew in each epoch, or four views of each where features are kept; the images are given back."""
+    images = 16 if given else 8
+    for cache, num_images in (("off", images), ("memory", 4 * images)):
+        model = tiny_model(InpFormer, augment={"light": 0.3}, feature_cache=cache, **given)
+        run = quiet_engine()
+        run.fit(model, datamodule=datamodule)
+        assert run.trainer.num_training_batches == num_images / 4
+        assert len(datamodule.train_data) == 8
+    memory = tiny_model(TokenMemory, augment={"light": 0.3, "noise": 0.02}, memory_size=30, **given)
+    quiet_engine().train(memory, datamodule=datamodule)
+
+
 def test_a_memory_learns_from_tiles(tiny_model, datamodule, quiet_engine) -> None:
     run = quiet_engine()
     run.train(tiny_model(TokenMemory, tiles=TILES, image_size=None, memory_size=30), datamodule=datamodule)
@@ -120,6 +143,8 @@ def test_a_memory_learns_from_tiles(tiny_model, datamodule, quiet_engine) -> Non
         ({"tiles": {"overlap": 8}}, "tiles needs a size"),
         ({"tiles": {"size": 64, "stride": 8}}, "got stride"),
         ({"tiles": {"size": 64, "per_image": 0}}, "number of tiles from 1 on, got 0"),
+        ({"tiles": {"size": 64, "scored_area": 0.1}}, "number of pixels from 1 on, got 0.1"),
+        ({"augment": {"light": 3}}, "light must be a number from 0 to below 1, got 3"),
         ({"image_size": "native"}, "image_size native needs tiles"),
         ({"tiles": TILES, "crop_size": 32}, "crop_size and tiles exclude each other"),
         ({"tiles": TILES, "image_size": 50}, "An image of 50 pixels is smaller than a tile of 64"),

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from pandas import DataFrame
 
 from anomalib_inp import InpPostProcessor
+from anomalib_inp.thresholds.choose import BinnedScales, CommonScales
 
 CATEGORIES = ("bolt", "nut", "washer")
 
@@ -204,3 +205,22 @@ def test_what_is_not_inspected_chooses_nothing(images: dict[str, ImageBatch]) ->
     for name in CATEGORIES:
         assert posts[0].ranges[name][1] == pytest.approx(posts[1].ranges[name][1])
     assert posts[0].pixel_max < 1e3
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.long])
+@pytest.mark.parametrize("anomalous", [True, False])
+def test_counted_pixels_choose_what_kept_ones_choose(kind: torch.dtype, anomalous: bool) -> None:
+    """To the width of a bin, whatever labels are made of: an Engine gives them as bool."""
+    torch.manual_seed(0)
+    scores, labels = torch.rand(6), torch.tensor([0, 0, 1, 0, 1, 1] if anomalous else [0] * 6).to(kind)
+    maps = torch.rand(6, 15, 20).repeat_interleave(4, 1).repeat_interleave(4, 2)  # as above
+    masks = (torch.rand(maps.shape) > 0.9) & (labels == 1).view(-1, 1, 1)
+    maps = maps + masks
+    kept, counted = (made(0.9, 0.98) for made in (CommonScales, BinnedScales))
+    for made in (kept, counted):
+        for part in (slice(0, 2), slice(2, 6)):
+            made.update(scores[part], labels[part], maps[part], masks[part], torch.ones(len(scores[part]), dtype=bool))
+    expected, found = kept.compute(), counted.compute()
+    assert found[0] == expected[0]
+    assert float(found[1].threshold) == pytest.approx(float(expected[1].threshold), rel=0.005)
+    assert found[2] == expected[2]

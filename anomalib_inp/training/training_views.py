@@ -1,13 +1,15 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Puts tiles of the training images in their place, and gives the images back in the end."""
+"""Puts views of the training images in their place, tiles or images in other light, and gives the images back."""
 
 from anomalib.data import AnomalibDataset
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
+from torchvision.transforms.v2 import Transform
 
+from anomalib_inp.data.changed_views import NUM_VIEWS, Augment, ChangedViews
 from anomalib_inp.data.few_shot import FewShotViews
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.tile_views import TileViews, check_sizes, size_of
@@ -16,34 +18,43 @@ from anomalib_inp.tiles import Tiles
 EVALUATED = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",)}
 
 
-class TileCut(Callback):
-    """Trains on tiles; checks that all images of a run can be cut into them.
+class TrainingViews(Callback):
+    """Trains on tiles, or in other light and with noise; checks that all images of a run can be cut into tiles.
 
     Args:
-        tiles: How images are cut.
+        tiles: How images are cut; ``None`` leaves them whole.
         per_image: Tiles of each training image that are drawn at random; ``None`` takes all.
+        augment: What is changed at random; ``None`` for nothing.
         anew: Whether others are drawn in each epoch.
     """
 
-    def __init__(self, tiles: Tiles, per_image: int | None = None, anew: bool = True) -> None:
+    def __init__(
+        self,
+        tiles: Tiles | None = None,
+        per_image: int | None = None,
+        augment: Augment | None = None,
+        anew: bool = True,
+    ) -> None:
         self.tiles = tiles
         self.per_image = per_image
+        self.augment = augment
         self.anew = anew
         self._images: AnomalibDataset | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Cut the training images where a training begins.
+        """Put the views in their place where a training begins.
 
         Raises:
-            DataError: An image is smaller than a tile, there is no data module, or its images are few-shot views.
+            DataError: An image is smaller than a tile, there is no data module, or tiles are asked for of its few-shot
+                views.
         """
         data, pre_processor = trainer.datamodule, pl_module.pre_processor
         if data is None:
             if stage == "fit":
-                msg = "Tiles need a data module with train_data, got plain data loaders."
+                msg = "Tiles and augment need a data module with train_data, got plain data loaders."
                 raise DataError(msg)
             return
-        if pre_processor.fixed_size is None:
+        if self.tiles is not None and pre_processor.fixed_size is None:
             tables = [
                 getattr(getattr(data, f"{split}_data", None), "samples", None) for split in EVALUATED.get(stage, ())
             ]
@@ -52,16 +63,14 @@ class TileCut(Callback):
             check_sizes(paths, list(map(size_of, paths)), self.tiles)
         if stage != "fit":
             return
-        images = data.train_data
-        if isinstance(images, FewShotViews):
-            msg = "Few-shot views are of whole images: leave tiles, or shots, out."
-            raise DataError(msg)
-        cut = TileViews(images, self.tiles, pre_processor.resize, pre_processor.fixed_size, self.per_image, self.anew)
-        data.train_data, self._images = cut, images
-        rank_zero_info(
-            f"Tiles: {len(cut)} of {len(images)} images, {self.tiles.size[1]} x {self.tiles.size[0]} pixels each, "
-            f"{self.tiles.overlap} shared with neighbours."
-        )
+        images = views = data.train_data
+        if self.tiles is not None:
+            views = self._cut(self.tiles, images, pre_processor.resize, pre_processor.fixed_size)
+        if self.augment is not None:
+            views = ChangedViews(views, self.augment, self.anew)
+            often = "anew in each epoch" if self.anew else f"as {NUM_VIEWS} views of each"
+            rank_zero_info(f"Augment: noise up to {self.augment.noise:g}, light by {self.augment.light:.0%}, {often}.")
+        data.train_data, self._images = views, images
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the images back."""
@@ -72,6 +81,19 @@ class TileCut(Callback):
         """Give the images back after an interrupted training too: it ends without a teardown."""
         del pl_module, exception
         self._give_back(trainer)
+
+    def _cut(
+        self, tiles: Tiles, images: AnomalibDataset, resize: Transform | None, image_size: tuple[int, int] | None
+    ) -> TileViews:
+        if isinstance(images, FewShotViews):
+            msg = "Few-shot views are of whole images: leave tiles, or shots, out."
+            raise DataError(msg)
+        cut = TileViews(images, tiles, resize, image_size, self.per_image, self.anew)
+        rank_zero_info(
+            f"Tiles: {len(cut)} of {len(images)} images, {tiles.size[1]} x {tiles.size[0]} pixels each, "
+            f"{tiles.overlap} shared with neighbours."
+        )
+        return cut
 
     def _give_back(self, trainer: Trainer) -> None:
         if self._images is not None:
