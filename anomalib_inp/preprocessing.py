@@ -150,6 +150,18 @@ class TilePreProcessor(InpPreProcessor):
         """Normalise: tiles are cut when they are read."""
         return self._find(Normalize)
 
+    def _transform_batch(
+        self, trainer: Trainer, pl_module: LightningModule, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Transform the images of a batch; at their native size where they lie: large ones need half the memory."""
+        del trainer, pl_module, batch_idx, dataloader_idx
+        if self.resize is None:
+            batch.image = Normalize(IMAGENET_MEAN, IMAGENET_STD, inplace=True)(batch.image)
+        else:
+            batch.image, batch.gt_mask = self.transform(batch.image, batch.gt_mask)
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _transform_batch
+
     def checkpoint_config(self) -> dict[str, Any]:
         """Note the size of the tiles beside the transform."""
         return {**super().checkpoint_config(), "tile_size": list(self.tile_size)}

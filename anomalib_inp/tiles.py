@@ -11,17 +11,23 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
 from anomalib_inp.frame import as_pair, check_patches
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 STEP = 2
 """Pixels of the image, in each direction, that a pixel of the map stands for; published is 1.5 (392 for 256)."""
 LEAST = 1e-6
 """Weight of a tile at its very border, which may be all that is there."""
+
+
+Map = TypeVar("Map", np.ndarray, "Tensor")
 
 
 class TileSettings(TypedDict):
@@ -30,13 +36,14 @@ class TileSettings(TypedDict):
     size: side, or height and width, of a tile in pixels. overlap: pixels that neighbours share at least, by default a
     quarter of the side. per_image: tiles of each training image that are drawn at random, by default all; without a
     feature cache, others in each epoch. scored_area: pixels of the image that it is scored by, the highest ones, by
-    default the share of the map.
+    default the share of the map. second_scale: whether the whole image, resized to a tile, is seen too.
     """
 
     size: int | Sequence[int]
     overlap: NotRequired[int]
     per_image: NotRequired[int | None]
     scored_area: NotRequired[int | None]
+    second_scale: NotRequired[bool]
 
 
 class Tiles(NamedTuple):
@@ -45,10 +52,12 @@ class Tiles(NamedTuple):
     Attributes:
         size: Height and width of a tile in pixels.
         overlap: Pixels that neighbours share at least.
+        second_scale: Whether the whole image, resized to a tile, is seen after the tiles.
     """
 
     size: tuple[int, int]
     overlap: int
+    second_scale: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], patch_size: int) -> "Tiles":
@@ -74,7 +83,11 @@ class Tiles(NamedTuple):
             if value is not None and (not isinstance(value, int) or value < 1):
                 msg = f"{name} must be a number of {unit} from 1 on, got {value!r}."
                 raise ValueError(msg)
-        return cls(size, overlap)
+        second_scale = settings.get("second_scale", False)
+        if second_scale not in (True, False):
+            msg = f"second_scale must be true or false, got {second_scale!r}."
+            raise ValueError(msg)
+        return cls(size, overlap, second_scale)
 
     def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the map of an image of this height and width."""
@@ -99,6 +112,15 @@ class Tiles(NamedTuple):
         """
         return list(product(*self.starts(image_size)))
 
+    def spreading(self, image_size: tuple[int, int], values: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Make the matrices that spread what is said of the whole image over its map; arguments as of merging.
+
+        Returns:
+            One for the rows ``(map rows, values)`` and one for the columns.
+        """
+        rows, columns = Tiles(image_size, 0).merging(image_size, values)
+        return rows[0], columns[0]
+
     def merging(self, image_size: tuple[int, int], values: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Make the matrices that merge what is said of the tiles of an image of this height and width.
 
@@ -113,6 +135,11 @@ class Tiles(NamedTuple):
         arguments = zip(image_size, self.size, values, self.map_size(image_size), strict=True)
         rows, columns = (merge_matrices(length, tile, self.overlap, *rest) for length, tile, *rest in arguments)
         return rows, columns
+
+
+def fused(tiled: Map, whole: Map) -> Map:
+    """Fuse what is said of tiles with what is said of the whole image, maps of one size, in PyTorch or in NumPy."""
+    return (tiled + whole) / 2
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -3,6 +3,7 @@
 
 """Training images as tiles of them."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from anomalib.data import AnomalibDataset, ImageItem
 from pandas import DataFrame
 from torch import Tensor
 from torchvision.transforms.v2 import Transform
+from torchvision.transforms.v2.functional import resize
 from torchvision.tv_tensors import Image, Mask
 
 from anomalib_inp.data.file_checks import DataError
@@ -18,12 +20,18 @@ from anomalib_inp.files import first_few
 from anomalib_inp.images import Header, as_batch, read_header, read_pixels
 from anomalib_inp.tiles import Tiles
 
+WHOLE = -1
+"""In the place of row and column: the whole image."""
+TILES_TO_WHOLE = 8
+"""Tiles for each time that the whole image is trained on, where there is a second scale."""
+
 
 class TileViews(AnomalibDataset):
     """Tiles of normal images, as the network sees them; each is an image of its own.
 
-    The table has a row for each tile, with the place of its upper left pixel in ``row`` and ``column``. Of tiles of one
-    image that are asked for one after the other, the image is read once.
+    The table has a row for each tile, with the place of its upper left pixel in ``row`` and ``column``, -1 for the
+    whole image, resized to a tile, where there is a second scale. Of tiles of one image that are asked for one after
+    the other, the image is read once.
 
     Args:
         images: The normal images.
@@ -65,14 +73,7 @@ class TileViews(AnomalibDataset):
     def __getitem__(self, index: int) -> ImageItem:
         """Read a tile."""
         sample = self.samples.iloc[index]
-        image, (height, width) = self._whole(sample.image_path), self.tiles.size
-        row, column = sample["row"], sample["column"]
-        if self.anew:
-            row, column = (
-                int(torch.randint(side - tile + 1, ()))
-                for side, tile in zip(image.shape[1:], self.tiles.size, strict=True)
-            )
-        tile = Image(_scaled(image[:, row : row + height, column : column + width]))
+        tile = Image(self._tile(self._whole(sample.image_path), sample["row"], sample["column"]))
         return ImageItem(
             image=self.augmentations(tile) if self.augmentations else tile,
             gt_label=torch.tensor(0),
@@ -83,6 +84,18 @@ class TileViews(AnomalibDataset):
     def __getstate__(self) -> dict:
         """Leave the image that was read behind: a worker process reads its own."""
         return {**self.__dict__, "_read": None}
+
+    def _tile(self, image: Tensor, row: int, column: int) -> Tensor:
+        """Cut a tile ``(3, h, w)`` out of an image, or resize the image to one, with values in [0, 1]."""
+        height, width = self.tiles.size
+        if row == WHOLE:
+            return resize(_scaled(image), [height, width], antialias=True)
+        if self.anew:
+            row, column = (
+                int(torch.randint(side - tile + 1, ()))
+                for side, tile in zip(image.shape[1:], (height, width), strict=True)
+            )
+        return _scaled(image[:, row : row + height, column : column + width])
 
     def _whole(self, path: str) -> Tensor:
         """Read an image ``(3, H, W)``: as it lies in the file, or resized in [0, 1]."""
@@ -131,9 +144,12 @@ def size_of(path: str) -> tuple[int, int]:
 def _places(tiles: Tiles, size: tuple[int, int], per_image: int | None, generator: np.random.Generator) -> np.ndarray:
     """Upper left pixels of the tiles of an image ``(tiles, 2)``."""
     if per_image is None:
-        return np.array(tiles.places(size))
-    most = [side - tile for side, tile in zip(size, tiles.size, strict=True)]
-    return generator.integers(0, most, size=(per_image, 2), endpoint=True)
+        places = np.array(tiles.places(size))
+    else:
+        most = [side - tile for side, tile in zip(size, tiles.size, strict=True)]
+        places = generator.integers(0, most, size=(per_image, 2), endpoint=True)
+    copies = math.ceil(len(places) / TILES_TO_WHOLE) if tiles.second_scale else 0
+    return np.concatenate([places, np.full((copies, 2), WHOLE)])
 
 
 def _scaled(tile: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ EXACT_IMAGES = 2500
 FRACTION_BITS = 10
 BINS = 2 ** (1 + 8 + FRACTION_BITS)
 """A bin holds the values that agree in sign, exponent and the first bits of the fraction: it is 0.1 % wide."""
+CHUNK = 2**20
+"""Pixels that are counted at a time, so that memory does not grow with the map."""
 
 
 class ExactPixels(Metric):
@@ -76,13 +78,13 @@ class PixelCounts(Metric):
         for state in ("normal", "anomalous"):
             self.add_state(state, torch.zeros(num_categories, BINS, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def count(self, bins: Tensor, masks: Tensor, categories: Tensor) -> None:
-        """Add pixels, given as bins ``(B, H, W)`` and masks ``(B, H, W)``, of the categories ``(B,)``."""
-        for number in categories.unique():
-            chosen = categories == number
-            mask, found = masks[chosen], bins[chosen]
-            self.normal[number] += torch.bincount(found[~mask], minlength=BINS)
-            self.anomalous[number] += torch.bincount(found[mask], minlength=BINS)
+    def count(self, maps: Tensor, masks: Tensor, categories: Tensor) -> None:
+        """Add pixels, given as maps ``(B, H, W)`` and masks ``(B, H, W)``, of the categories ``(B,)``."""
+        for of_image, truth, number in zip(maps, masks, categories.tolist(), strict=True):
+            for values, mask in zip(of_image.flatten().split(CHUNK), truth.flatten().split(CHUNK), strict=True):
+                bins = bin_of(values)
+                self.normal[number] += torch.bincount(bins[~mask], minlength=BINS)
+                self.anomalous[number] += torch.bincount(bins[mask], minlength=BINS)
 
 
 class BinnedPixels(PixelCounts):
@@ -113,21 +115,19 @@ class BinnedPixels(PixelCounts):
             categories: Numbers of the categories ``(B,)``.
             places: Which places of maps and masks count, bool ``(H, W)``; ``None`` for all.
         """
-        bins, masks = bin_of(maps), masks.bool()
+        masks = masks.bool()
         if places is None:
-            self.count(bins, masks, categories)
+            self.count(maps, masks, categories)
         else:
             places = places.to(masks.device)
             masks = masks & places
-            self.count(bins[:, places], masks[:, places], categories)
-        # All regions of the batch have numbers of their own; 0 is what lies outside.
-        regions = connected_components_cpu(masks.unsqueeze(1).int().cpu()).squeeze(1).to(masks.device).long()
-        sizes = torch.bincount(regions.flatten())
-        for number in categories.unique():
-            chosen = (categories == number).view(-1, 1, 1) & masks
-            shares = 1 / sizes[regions[chosen]].double()
-            self.overlap[number] += torch.bincount(bins[chosen], weights=shares, minlength=BINS)
-            self.regions[number] += len(regions[chosen].unique())
+            self.count(maps[:, places], masks[:, places], categories)
+        for of_image, mask, number in zip(maps, masks, categories.tolist(), strict=True):
+            if mask.any():
+                regions = connected_components_cpu(mask[None, None].int().cpu()).to(mask.device)[0, 0][mask].long()
+                shares = 1 / torch.bincount(regions)[regions].double()
+                self.overlap[number] += torch.bincount(bin_of(of_image[mask]), weights=shares, minlength=BINS)
+                self.regions[number] += len(regions.unique())
 
     def compute(self) -> list[dict[str, float]]:
         """Compute the metrics of each category; those without images have none."""

@@ -385,7 +385,7 @@ def evaluation_step(detector: nn.Module, batch: ImageBatch) -> ImageBatch:
     batch.inspected = detector.inspected.at(predictions.anomaly_map)
     if batch.gt_mask is not None:
         size = predictions.anomaly_map.shape[-2:]
-        mask = F.interpolate(batch.gt_mask.float().unsqueeze(1), size=size, mode="nearest")
+        mask = F.interpolate(batch.gt_mask.to(torch.uint8).unsqueeze(1), size=size, mode="nearest")
         changes["gt_mask"] = mask.squeeze(1).bool()
     batch.update(**changes)
     batch.raw_score, batch.raw_map = batch.pred_score, batch.anomaly_map

@@ -45,8 +45,8 @@ class Tiling(NamedTuple):
         """Read what JSON makes of it."""
         if values is None:
             return None
-        (size, overlap), image_size = values
-        return cls(Tiles((size[0], size[1]), overlap), None if image_size is None else (image_size[0], image_size[1]))
+        (size, *others), image_size = values
+        return cls(Tiles((size[0], size[1]), *others), None if image_size is None else (image_size[0], image_size[1]))
 
 
 class Metadata(NamedTuple):

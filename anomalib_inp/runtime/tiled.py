@@ -15,6 +15,7 @@ import numpy as np
 from anomalib_inp.maps import KERNEL_SIZE, SIGMA, TOP_FRACTION, num_highest
 from anomalib_inp.runtime.metadata import Metadata, Tiling
 from anomalib_inp.runtime.resize import resize
+from anomalib_inp.tiles import fused
 
 AT_ONCE = 4
 """Tiles in a batch."""
@@ -66,7 +67,8 @@ class TiledImages:
         def cut() -> Iterator[np.ndarray]:
             for images in batches:
                 places = self._tiling.tiles.places(images.shape[2:])
-                pending.append((images.shape, math.ceil(len(images) * len(places) / AT_ONCE)))
+                count = len(images) * (len(places) + self._tiling.tiles.second_scale)
+                pending.append((images.shape, math.ceil(count / AT_ONCE)))
                 yield from self._cut(images, places)
 
         results = self._engine.stream(cut())
@@ -75,10 +77,18 @@ class TiledImages:
             yield self._join([first, *islice(results, count - 1)], shape)
 
     def _cut(self, images: np.ndarray, places: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-        """Cut images into batches of tiles: all of one image, row by row, then those of the next."""
-        height, width = self._tiling.tiles.size
-        tiles = (image[:, row : row + height, column : column + width] for image in images for row, column in places)
-        while batch := list(islice(tiles, AT_ONCE)):
+        """Cut images into batches of tiles: those of one image, row by row, and all of it, then those of the next."""
+        height, width = size = self._tiling.tiles.size
+
+        def tiles() -> Iterator[np.ndarray]:
+            for image in images:
+                for row, column in places:
+                    yield image[:, row : row + height, column : column + width]
+                if self._tiling.tiles.second_scale:
+                    yield resize(image[None], size)[0]
+
+        several = tiles()
+        while batch := list(islice(several, AT_ONCE)):
             yield np.stack(batch)
 
     def _join(self, parts: list[dict[str, np.ndarray]], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -97,13 +107,18 @@ class TiledImages:
 
     def _merge(self, reading: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
         """Merge what is said of the tiles of an image ``(T, S, h, w)`` into maps ``(S, P, Q)``."""
-        rows, columns = self._tiling.tiles.merging(image_size, (reading.shape[2], reading.shape[3]))
-        strips = reading.reshape(len(rows), len(columns), *reading.shape[1:])  # (R, C, S, h, w)
+        tiles, values = self._tiling.tiles, (reading.shape[2], reading.shape[3])
+        rows, columns = tiles.merging(image_size, values)
+        count = len(rows) * len(columns)
+        strips = reading[:count].reshape(len(rows), len(columns), *reading.shape[1:])  # (R, C, S, h, w)
         merged = np.zeros((reading.shape[1], rows.shape[1], columns.shape[1]), np.float32)
         for strip, row in zip(strips, rows, strict=True):
             across = sum(tile @ column.T for tile, column in zip(strip, columns, strict=True))
             merged += row @ across
-        return merged
+        if not tiles.second_scale:
+            return merged
+        over_rows, over_columns = tiles.spreading(image_size, values)
+        return fused(merged, over_rows @ reading[count] @ over_columns.T)
 
     def _score(self, maps: list[np.ndarray]) -> tuple[np.ndarray, float]:
         """Map to show and score, of one map or of two, of which the second is for the score."""

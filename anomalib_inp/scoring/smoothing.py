@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 from anomalib_inp.maps import KERNEL_SIZE, SIGMA
 
+ROWS = 512
+"""Rows of a map that are blurred at a time: PyTorch takes a multiple of the memory of what it convolves."""
+
 
 class Smoothing(nn.Module):
     """From a reading to the map of evaluation (reference, ``cal_anomaly_maps`` and ``evaluation_batch``).
@@ -48,8 +51,16 @@ class Smoothing(nn.Module):
 
     def blur(self, maps: Tensor) -> Tensor:
         """Blur maps ``(B, 1, H, W)``."""
+        kernel, rows = self.kernel.to(maps.dtype), int(maps.shape[-2])
         # zero padding, as the reference's convolution has it: values fall off at the border
-        return F.conv2d(maps, self.kernel.to(maps.dtype), padding=self.padding)
+        if rows <= ROWS:
+            return F.conv2d(maps, kernel, padding=self.padding)
+        padded = F.pad(maps, [self.padding] * 4)
+        strips = [
+            F.conv2d(padded[..., first : min(first + ROWS, rows) + 2 * self.padding, :], kernel)
+            for first in range(0, rows, ROWS)
+        ]
+        return torch.cat(strips, dim=-2)
 
 
 def resize_matrix(values: int, pixels: int, map_pixels: int, like: Tensor) -> Tensor:

@@ -3,14 +3,16 @@
 
 """What the network sees at a time: the whole image, or tiles of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from anomalib_inp.scoring.smoothing import Smoothing
-from anomalib_inp.tiles import Tiles
+from anomalib_inp.tiles import Tiles, fused
 
 AT_ONCE = 16
 """Tiles of each image that the network sees in one batch: memory does not grow with the image."""
@@ -49,7 +51,7 @@ class TiledImage:
         self.tiles = tiles
 
     def cut(self, images: Tensor) -> Iterator[Tensor]:
-        """Cut images into batches of tiles: first all of one place, row by row.
+        """Cut images into batches of tiles: first all of one place, row by row; then the whole images, if at all.
 
         Raises:
             ValueError: They are smaller than a tile.
@@ -57,19 +59,28 @@ class TiledImage:
         (height, width), places = self.tiles.size, self.tiles.places(_size_of(images))
         for first in range(0, len(places), AT_ONCE):
             yield torch.cat([images[..., r : r + height, c : c + width] for r, c in places[first : first + AT_ONCE]])
+        if self.tiles.second_scale:
+            yield F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
 
     def join(self, reading: Tensor, image_size: tuple[int, int], smoothing: Smoothing) -> Tensor:
-        """Merge readings of all tiles ``(T B, h, w)``, and blur them."""
-        rows, columns = (
-            torch.tensor(matrices).to(reading)  # copied: what is kept of it is read-only
-            for matrices in self.tiles.merging(image_size, _size_of(reading))
-        )
-        tiles = reading.unflatten(0, (len(rows), len(columns), -1))  # (R, C, B, h, w)
+        """Merge readings of all tiles ``(T B, h, w)``, fuse them with those of whole images, if any, and blur them."""
+        values = _size_of(reading)
+        rows, columns = _tensors(self.tiles.merging(image_size, values), like=reading)
+        count = len(rows) * len(columns)
+        parts = reading.unflatten(0, (count + self.tiles.second_scale, -1))  # (T, B, h, w)
+        tiles = parts[:count].unflatten(0, (len(rows), len(columns)))  # (R, C, B, h, w)
         merged = sum(
             row @ sum(tile @ column.T for tile, column in zip(strip, columns, strict=True))
             for strip, row in zip(tiles, rows, strict=True)
         )
+        if self.tiles.second_scale:
+            row, column = _tensors(self.tiles.spreading(image_size, values), like=reading)
+            merged = fused(merged, row @ parts[count] @ column.T)
         return smoothing.blur(merged.unsqueeze(1))
+
+
+def _tensors(matrices: Sequence[np.ndarray], like: Tensor) -> list[Tensor]:
+    return [torch.tensor(matrix).to(like) for matrix in matrices]  # copied: what is kept of them is read-only
 
 
 def _size_of(images: Tensor) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 
 from anomalib_inp.data.subset import Subset
-from anomalib_inp.evaluation.pixels import PixelCounts, bin_of, lower_edge
+from anomalib_inp.evaluation.pixels import PixelCounts, lower_edge
 from anomalib_inp.evaluation.scores import ImageScores
 from anomalib_inp.thresholds.scale import Scale, ValidationScores, step_beside
 
@@ -175,7 +175,7 @@ class CategoryScales(PixelCounts):
             normal = labels == 0
             maps, categories = maps[normal], categories[normal]
             masks = torch.zeros_like(maps)
-        self.count(bin_of(maps), masks.bool(), categories)
+        self.count(maps, masks.bool(), categories)
 
     def compute(self) -> list[tuple[Scale, Scale] | None]:
         """Choose the scales of scores and of pixels of each category; ``None`` for one without images."""

@@ -74,6 +74,19 @@ def test_images_of_one_size_in_one_graph(model, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("make", FORMATS.values())
+def test_a_second_scale_and_a_score_by_area(tiny_model, tmp_path: Path, make: str) -> None:
+    tiles = {**TILES, "second_scale": True, "scored_area": 100}
+    model = tiny_model(InpFormer, spread=6, tiles=tiles, image_size=None, evaluator=False).eval()
+    model.post_processor.set_thresholds(0.5, 0.5)
+    runs = ExportedModel(getattr(model, make)(tmp_path))
+    for size in SIZES:
+        check(runs(image(size)), model(torch.from_numpy(image(size))))
+    one = ExportedModel(getattr(model, make)(tmp_path / "one", input_size=SIZES[1]))
+    check(one(image(SIZES[1])), model(torch.from_numpy(image(SIZES[1]))))
+
+
+@torch.no_grad()
 def test_images_that_are_resized_before_they_are_cut(tiny_model, tmp_path: Path) -> None:
     model = tiny_model(InpFormer, spread=6, tiles=TILES, image_size=(90, 130), evaluator=False).eval()
     model.post_processor.set_thresholds(0.5, 0.5)

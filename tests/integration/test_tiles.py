@@ -42,7 +42,8 @@ def arguments(kind: type) -> dict:
 
 @pytest.mark.parametrize("kind", [InpFormer, InpFormerPlusPlus, TokenMemory, SelfSimilarity])
 def test_a_model_is_trained_tested_and_loaded(kind, tiny_model, datamodule, quiet_engine) -> None:
-    model = tiny_model(kind, tiles=TILES, image_size="native", **arguments(kind))
+    tiles = {**TILES, "second_scale": kind is not InpFormer}
+    model = tiny_model(kind, tiles=tiles, image_size="native", **arguments(kind))
     run = quiet_engine()
     run.train(model, datamodule=datamodule)
     assert len(datamodule.train_data) == 8  # the images are given back
@@ -144,6 +145,7 @@ def test_a_memory_learns_from_tiles(tiny_model, datamodule, quiet_engine) -> Non
         ({"tiles": {"size": 64, "stride": 8}}, "got stride"),
         ({"tiles": {"size": 64, "per_image": 0}}, "number of tiles from 1 on, got 0"),
         ({"tiles": {"size": 64, "scored_area": 0.1}}, "number of pixels from 1 on, got 0.1"),
+        ({"tiles": {"size": 64, "second_scale": "yes"}}, "second_scale must be true or false, got 'yes'"),
         ({"augment": {"light": 3}}, "light must be a number from 0 to below 1, got 3"),
         ({"image_size": "native"}, "image_size native needs tiles"),
         ({"tiles": TILES, "crop_size": 32}, "crop_size and tiles exclude each other"),

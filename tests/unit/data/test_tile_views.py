@@ -83,6 +83,17 @@ def test_drawn_tiles_stay_or_lie_elsewhere_each_time(images) -> None:
     assert (columns >= 0).all()
 
 
+def test_the_whole_image_is_one_more_tile(images, pixels) -> None:
+    views = TileViews(images, TILES._replace(second_scale=True))
+    assert len(views) == 2 * 4 + 2 * 2 + 2
+    whole = views.samples.index[views.samples["row"] == -1]
+    assert sorted(Path(views.samples.image_path[index]).name for index in whole) == ["a.png", "b.png"]
+    for index in whole:
+        pixel = pixels[Path(views.samples.image_path[index]).name]
+        expected = Resize((32, 24), antialias=True)(torch.from_numpy(pixel).permute(2, 0, 1) / 255)
+        torch.testing.assert_close(torch.as_tensor(views[index].image), expected, atol=1e-6, rtol=0)
+
+
 def test_an_image_is_read_once_for_its_tiles(images, monkeypatch: pytest.MonkeyPatch) -> None:
     from anomalib_inp.data import tile_views
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anomalib_inp.scoring.smoothing import Smoothing
+from anomalib_inp.scoring.smoothing import ROWS, Smoothing
 
 
 def smooth(smoothing: Smoothing, images: Tensor) -> Tensor:
@@ -100,3 +100,10 @@ def test_keeps_precision_and_has_no_weights() -> None:
     assert smooth(smoothing, torch.rand(1, 1, 4, 4, dtype=torch.float64)).dtype == torch.float64
     assert not smoothing.state_dict()
     assert not list(smoothing.parameters())
+
+
+def test_a_large_map_is_blurred_strip_by_strip() -> None:
+    """What a convolution of the whole map gives, at seams too."""
+    maps, smoothing = torch.rand(2, 1, 2 * ROWS + 3, 40), Smoothing(None)
+    expected = F.conv2d(maps.double(), smoothing.kernel.double(), padding=smoothing.padding)
+    torch.testing.assert_close(smoothing.blur(maps).double(), expected, atol=1e-6, rtol=0)

@@ -102,6 +102,22 @@ def test_a_map_is_the_mean_of_its_readings_and_may_have_another_for_the_score() 
     torch.testing.assert_close(both.pred_score, second.pred_score)
 
 
+def test_the_whole_image_is_fused_with_its_tiles() -> None:
+    """Half of each pixel is what is said of the image resized to a tile, between the centres of its patches."""
+    tiles, images = Tiles((16, 24), 4), torch.rand(2, 3, 40, 61)
+    alone = detector(tiles, first_channel)
+    both = detector(tiles._replace(second_scale=True), first_channel)
+    for made in (alone, both):
+        made.smoothing = Smoothing(None, kernel_size=1)
+    small = nn.functional.avg_pool2d(
+        nn.functional.interpolate(images, (16, 24), mode="bilinear", antialias=True), PATCH
+    )
+    spread = nn.functional.interpolate(small[:, :1], (20, 31), mode="bilinear", align_corners=False)
+    expected = (alone(images).anomaly_map + spread) / 2
+    torch.testing.assert_close(both(images).anomaly_map, expected, atol=1e-6, rtol=0)
+    assert sum(both.network.seen) == sum(alone.network.seen) + 2
+
+
 def test_the_network_sees_few_tiles_at_once() -> None:
     made = detector(Tiles((16, 16), 4), first_channel)
     made(torch.rand(2, 3, 200, 160))
