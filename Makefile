@@ -6,8 +6,8 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all check format bench-accuracy bench-drift bench-hostile bench-int8 bench-learning bench-load bench-minutes \
-	bench-plus-plus bench-pseudo bench-scale bench-gpu bench-settings bench-speed clean report-gpu setting-pictures test-gpu
+.PHONY: help venv demo test test-all check format bench-accuracy bench-drift bench-hostile bench-int8 bench-learning bench-light bench-load bench-minutes \
+	bench-plus-plus bench-pseudo bench-scale bench-gpu bench-settings bench-small bench-speed clean report-gpu setting-pictures test-gpu
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,7 +33,7 @@ format: .venv/.stamp-dev ## Fix what ruff can fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ifneq ($(filter bench-accuracy bench-drift bench-int8 bench-learning bench-minutes bench-plus-plus bench-settings,$(MAKECMDGOALS)),)
+ifneq ($(filter bench-accuracy bench-drift bench-int8 bench-learning bench-light bench-minutes bench-plus-plus bench-settings bench-small,$(MAKECMDGOALS)),)
 ifeq ($(strip $(DATA)),)
 $(error this benchmark needs the folder of a data set: make $(MAKECMDGOALS) DATA=DIR)
 endif
@@ -57,6 +57,9 @@ bench-int8: .venv/.stamp-demo ## Measure what INT8 costs in accuracy on the data
 bench-learning: .venv/.stamp-demo ## Measure what learning from false alarms changes on the data set in DATA=DIR
 	$(BIN)/python tests/bench/learning.py --data "$(DATA)"
 
+bench-light: .venv/.stamp-demo ## Measure what training in other light buys on the data set in DATA=DIR
+	$(BIN)/python tests/bench/light.py --data "$(DATA)"
+
 bench-load: .venv/.stamp-test ## Measure what a service holds, 8 clients for 10 minutes
 	$(BIN)/python tests/bench/load.py
 
@@ -77,6 +80,9 @@ bench-pseudo: .venv/.stamp-demo ## Measure how fast pseudo-anomalies are made, a
 
 bench-scale: .venv/.stamp-demo ## Measure training from 1,000 to 100,000 cached images
 	$(BIN)/python tests/bench/scale.py
+
+bench-small: .venv/.stamp-demo ## Measure what tiles find of small defects, on large sample data and on ball_screw in DATA=DIR
+	$(BIN)/python tests/bench/small.py --data "$(DATA)"
 
 bench-speed: .venv/.stamp-demo ## Measure speed and memory beside anomalib and write docs/performance.md
 	$(BIN)/python tests/bench/speed.py
