@@ -57,6 +57,9 @@ class SelfSimilarity(EncoderModel, AnomalibModule):
         nearest: float = 0.05,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("augment") is not None:
+            msg = "SelfSimilarity learns nothing from training images: leave augment out."
+            raise ValueError(msg)
         self.nearest = nearest
         super().__init__(encoder, encoder_weights, map=map, **kwargs)
 

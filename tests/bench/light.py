@@ -97,7 +97,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing and write the page."""
-    parser = pages.parser(__doc__, "small_defects.md", data=True)
+    parser = pages.parser(__doc__, "train.md", data=True)
     parser.add_argument("--work", type=Path, default=Path("build/light"), help="folder of the runs")
     arguments = parser.parse_args()
     results = pages.Results(RESULTS)

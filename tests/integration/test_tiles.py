@@ -158,6 +158,11 @@ def test_what_does_not_fit_is_refused(tiny_model, given: dict, message: str) -> 
         tiny_model(InpFormer, **{"image_size": None, **given})
 
 
+def test_a_model_that_learns_nothing_is_not_augmented(tiny_model) -> None:
+    with pytest.raises(ValueError, match="leave augment out"):
+        tiny_model(SelfSimilarity, augment={"light": 0.1})
+
+
 def test_images_that_are_too_small_are_named_before_anything_is_trained(tiny_model, datamodule, quiet_engine) -> None:
     model = tiny_model(InpFormer, tiles={"size": 144}, image_size=None)
     with pytest.raises(DataError, match=r"1 images are smaller than a tile of 144 x 144 pixels: .*hole.001\.png"):
