@@ -42,6 +42,16 @@ class CropBox(NamedTuple):
             self.top + part.bottom * height,
         )
 
+    def seen_from(self, part: "CropBox") -> "CropBox":
+        """This box in fractions of a part of the image, which it may go beyond."""
+        width, height = part.right - part.left, part.bottom - part.top
+        return CropBox(
+            (self.left - part.left) / width,
+            (self.top - part.top) / height,
+            (self.right - part.left) / width,
+            (self.bottom - part.top) / height,
+        )
+
     def cut(self, plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Bring the inspected part of a plane ``(H, W)`` of the whole image to another size by nearest neighbour."""
         height, width = plane.shape

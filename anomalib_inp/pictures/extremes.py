@@ -14,7 +14,7 @@ from torch import distributed
 from anomalib_inp.data.subset import Subset
 from anomalib_inp.frame import CropBox
 from anomalib_inp.pictures.gallery import gallery
-from anomalib_inp.pictures.visualizer import InpVisualizer, short_name, to_array
+from anomalib_inp.pictures.visualizer import InpVisualizer, items_of, short_name, to_array
 
 
 class _Shown(NamedTuple):
@@ -64,7 +64,7 @@ class ExtremeResults(InpVisualizer):
         self._places = to_array(getattr(batch, "inspected", None))
         belongs = Subset.from_trainer(trainer, "test").attach(batch)
         scores, maps = batch.raw_score.float().cpu(), batch.raw_map.float().cpu()
-        for index, item in enumerate(batch):
+        for index, item in enumerate(items_of(batch)):
             if not belongs.counted[index]:
                 continue  # another process keeps it
             sheet = self._shown.setdefault(belongs.names[index], {})
@@ -75,7 +75,7 @@ class ExtremeResults(InpVisualizer):
                 # Copies, so that the batch is not kept; an image that has a file is read from there. On the CPU, where
                 # they take no room of the GPU and another process, with a GPU of its own, can be given them.
                 kept = ImageItem(
-                    image=(item.image[:, :1, :1] if item.image_path else item.image).cpu().clone(),
+                    image=item.image.cpu().clone(),
                     image_path=item.image_path,
                     mask_path=item.mask_path,
                     gt_mask=None if item.gt_mask is None else item.gt_mask.cpu().clone(),

@@ -7,8 +7,9 @@ The anomaly map covers the part of the image that the model inspects. These pict
 keep the image's aspect ratio; anomalib's own ``ImageVisualizer`` stretches image and map to one square.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -28,6 +29,7 @@ _HEAT = np.frombuffer(
 ).reshape(-1, 3)
 # A line-scan image of 10:1 would otherwise make a strip that is 40 panel heights wide.
 _WIDEST_PANEL = 3
+_CLOSER = 4
 
 
 def draw_result(
@@ -50,7 +52,8 @@ def draw_result(
     """Draw image, ground truth, anomaly map and predicted mask side by side.
 
     The colours of the map mean the same in every picture: they span ``vmin`` to ``vmax``, whatever the map's own range.
-    What is not inspected is dark and hatched, because the model has not seen it.
+    What is not inspected is dark and hatched, because the model has not seen it. Of an image that is more than four
+    times as high as a panel, a further panel shows the surroundings of the highest value of the map, pixel by pixel.
 
     Image and pixel thresholds are two decisions, and need not agree. Where they do not, the panel of the mask says so;
     what is found on an image that counts as normal is outlined in grey, not in red.
@@ -90,11 +93,15 @@ def draw_result(
         msg = f"vmax must exceed vmin and height must be positive, got vmin={vmin}, vmax={vmax}, height={height}."
         raise ValueError(msg)
 
-    picture = panel_image(image, height)
+    whole = to_rgb(image)
+    picture = panel_image(whole, height)
     plain = np.asarray(picture)
 
     inside = _inside(crop_box, places, picture.size)
     panels = {"image": plain}
+    window = (
+        None if whole.height <= _CLOSER * picture.height else _around_peak(anomaly_map, places, crop_box, whole, plain)
+    )
     if gt_mask is not None:
         marked = place_mask(gt_mask, WHOLE_IMAGE, picture.size)
         label = "ground truth" if marked.any() else "ground truth: empty"
@@ -107,6 +114,16 @@ def draw_result(
         # A tint tells the inside from the outside where the line runs off the image.
         tinted = np.where(found[..., None], 0.8 * plain + 0.2 * np.array(line), plain).astype(np.uint8)
         panels[label] = _outline(_hatch_outside(tinted, inside, height), found, line, height)
+    if window is not None:
+        left, top, right, bottom = window
+        box = crop_box.seen_from(
+            CropBox(left / whole.width, top / whole.height, right / whole.width, bottom / whole.height)
+        )
+        close = np.asarray(whole.crop(window))
+        if pred_mask is not None:
+            close = _outline(close, place_mask(pred_mask, box, picture.size), line, height)
+        panels["closer"] = close
+        panels["image"] = _framed(plain, [side * picture.width / whole.width for side in window])
 
     verdict = None if anomalous is None else "anomalous" if anomalous else "normal"
     headline = " - ".join(part for part in (_score_text(score, raw_score), verdict) if part)
@@ -116,6 +133,36 @@ def draw_result(
         colour = _WRONG
     note = ", ".join(part for part in (name, "" if inside.all() else "hatched: not inspected") if part)
     return lay_out(panels, headline, colour, note, (vmin, vmax), height)
+
+
+def _around_peak(
+    anomaly_map: np.ndarray, places: np.ndarray | None, crop_box: CropBox, image: Image.Image, panel: np.ndarray
+) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a window of a panel's size in the image, around the map's highest value."""
+    counted = anomaly_map
+    if places is not None:
+        counted = np.where(WHOLE_IMAGE.cut(places, anomaly_map.shape), anomaly_map, -np.inf)
+    peak = np.unravel_index(counted.argmax(), counted.shape)
+    x, y = (
+        low + (place + 0.5) / count * (high - low)
+        for low, high, place, count in zip(
+            crop_box[:2], crop_box[2:], reversed(peak), reversed(counted.shape), strict=True
+        )
+    )
+    height, width = panel.shape[:2]
+    left = min(max(round(x * image.width - width / 2), 0), image.width - width)
+    top = min(max(round(y * image.height - height / 2), 0), image.height - height)
+    return left, top, left + width, top + height
+
+
+def _framed(panel: np.ndarray, window: Sequence[float]) -> np.ndarray:
+    """Draw where a window lies."""
+    picture = Image.fromarray(panel)
+    left, top, right, bottom = window
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=PAPER)
+    draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), outline=INK)
+    return np.asarray(picture)
 
 
 def draw_overlay(
@@ -176,7 +223,7 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         if not is_deep(image):
-            return image.convert("RGB")
+            return image if image.mode == "RGB" else image.convert("RGB")
         image = np.asarray(image).astype(np.uint16)
     if image.dtype.name not in WHITE or image.ndim not in {2, 3} or (image.ndim == 3 and image.shape[2] not in {1, 3}):
         msg = (
@@ -212,16 +259,24 @@ def _inside(crop_box: CropBox, places: np.ndarray | None, size: tuple[int, int])
 
 
 def _place_map(anomaly_map: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray:
-    return _place(Image.fromarray(anomaly_map.astype(np.float32)), crop_box, size, Image.Resampling.BILINEAR)
+    # Between the pixels that are looked at, a small peak of a large map would be stepped over.
+    shrink_x, shrink_y = _shrinks(anomaly_map, crop_box, size)
+    highest = cv2.dilate(anomaly_map.astype(np.float32), np.ones((shrink_y, shrink_x), np.uint8))
+    return _place(Image.fromarray(highest), crop_box, size, Image.Resampling.BILINEAR)
 
 
 def place_mask(mask: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> np.ndarray:
     """Draw a mask of the crop into a frame of the whole image ``(width, height)``: bool ``(H, W)``."""
     # Nearest neighbour steps over thin scratches when a large mask shrinks, so they are widened to one panel pixel.
-    shrink_x = int(np.ceil(mask.shape[1] / (size[0] * (crop_box.right - crop_box.left))))
-    shrink_y = int(np.ceil(mask.shape[0] / (size[1] * (crop_box.bottom - crop_box.top))))
+    shrink_x, shrink_y = _shrinks(mask, crop_box, size)
     solid = _dilate(_dilate(mask.astype(bool), _line(shrink_x)), ((y, x) for x, y in _line(shrink_y)))
     return _place(_as_image(solid), crop_box, size, Image.Resampling.NEAREST) > 0
+
+
+def _shrinks(plane: np.ndarray, crop_box: CropBox, size: tuple[int, int]) -> tuple[int, int]:
+    """Columns and rows of a plane of the crop to a pixel of a frame of the whole image ``(width, height)``."""
+    width, height = size[0] * (crop_box.right - crop_box.left), size[1] * (crop_box.bottom - crop_box.top)
+    return int(np.ceil(plane.shape[1] / width)), int(np.ceil(plane.shape[0] / height))
 
 
 def _as_image(mask: np.ndarray) -> Image.Image:

@@ -104,7 +104,7 @@ class InpVisualizer(ImageVisualizer):
         raw_scores = getattr(batch, "raw_score", None)
         self._places = to_array(getattr(batch, "inspected", None))
         names = subset.attach(batch).names if len(subset.names) > 1 else [""] * len(batch)
-        for index, (item, category) in enumerate(zip(batch, names, strict=True)):
+        for index, (item, category) in enumerate(zip(items_of(batch), names, strict=True)):
             # By now the batch holds what the model saw: without a file, the image is the crop itself.
             box, name = self._crop_box if item.image_path else WHOLE_IMAGE, short_name(item.image_path, category)
             raw = None if raw_scores is None else float(raw_scores[index])
@@ -163,6 +163,13 @@ class InpVisualizer(ImageVisualizer):
             vmax=vmax,
             height=self.panel_height,
         )
+
+
+def items_of(batch: ImageBatch) -> list[ImageItem]:
+    """List the items of a batch; of images that have files, without their pixels, which would all be copied."""
+    if batch.image_path:
+        batch = batch.update(in_place=False, image=batch.image[..., :1, :1])
+    return batch.items
 
 
 def short_name(path: str | None, category: str = "") -> str:

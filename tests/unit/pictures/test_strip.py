@@ -188,3 +188,30 @@ def test_raw_scores_stand_beside_those_that_saturate(image: np.ndarray) -> None:
         np.asarray(draw_result(image, square_map(WHOLE_IMAGE), score=0.99, raw_score=raw))[:30] for raw in (0.41, 0.42)
     )
     assert not np.array_equal(same, other)
+
+
+@pytest.mark.parametrize("place", [(601, 333), (3, 1590), (1196, 800)])
+def test_a_small_peak_of_a_large_map_is_hot_and_shown_closer(place: tuple[int, int]) -> None:
+    """However small: the panel of the map steps over no pixel, and a last one shows the pixels around it."""
+    row, column = place
+    rng = np.random.default_rng(0)
+    large = np.repeat(rng.integers(90, 160, (1200, 1600, 1)), 3, axis=2).astype(np.uint8)
+    anomaly_map = np.zeros((600, 800), np.float32)
+    anomaly_map[row // 2, column // 2] = 1
+    large[row, column] = (10, 20, 250)
+    plain, heat, found, closer = panels(draw_result(large, anomaly_map, pred_mask=anomaly_map > 0.5))
+    hot = np.ptp(heat.astype(int), axis=2) > 100
+    assert hot.any()
+    assert centroid(hot) == pytest.approx((column * WIDTH / 1600, row * HEIGHT / 1200), abs=2)
+    (y,), (x,) = np.nonzero((closer == (10, 20, 250)).all(axis=2))  # its own pixels, one to one
+    height, width = closer.shape[:2]
+    if height < row < 1200 - height and width < column < 1600 - width:
+        np.testing.assert_array_equal(
+            closer[y - 40 : y - 10, x - 40 : x + 40], large[row - 40 : row - 10, column - 40 : column + 40]
+        )
+    assert ((closer == RED).all(axis=2)).sum() >= 8  # outlined
+    assert found.shape == closer.shape == plain.shape
+
+
+def test_an_image_that_fits_has_no_closer_panel() -> None:
+    assert len(panels(draw_result(np.zeros((1024, 900, 3), np.uint8), np.zeros((600, 400))))) == 2
