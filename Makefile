@@ -7,7 +7,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help venv demo test test-all check format bench-accuracy bench-drift bench-hostile bench-int8 bench-learning bench-light bench-load bench-minutes \
-	bench-plus-plus bench-pseudo bench-scale bench-gpu bench-settings bench-small bench-speed clean report-gpu setting-pictures test-gpu
+	bench-plus-plus bench-pseudo bench-scale bench-gpu bench-settings bench-small bench-speed bench-tiles clean report-gpu setting-pictures test-gpu
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,7 +33,7 @@ format: .venv/.stamp-dev ## Fix what ruff can fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ifneq ($(filter bench-accuracy bench-drift bench-int8 bench-learning bench-light bench-minutes bench-plus-plus bench-settings bench-small,$(MAKECMDGOALS)),)
+ifneq ($(filter bench-accuracy bench-drift bench-int8 bench-learning bench-light bench-minutes bench-plus-plus bench-settings bench-small bench-tiles,$(MAKECMDGOALS)),)
 ifeq ($(strip $(DATA)),)
 $(error this benchmark needs the folder of a data set: make $(MAKECMDGOALS) DATA=DIR)
 endif
@@ -83,6 +83,9 @@ bench-scale: .venv/.stamp-demo ## Measure training from 1,000 to 100,000 cached 
 
 bench-small: .venv/.stamp-demo ## Measure what tiles find of small defects, on large sample data and on ball_screw in DATA=DIR
 	$(BIN)/python tests/bench/small.py --data "$(DATA)"
+
+bench-tiles: .venv/.stamp-demo ## Measure prototypes of tiles and how two scales are fused, on the data set in DATA=DIR
+	$(BIN)/python tests/bench/tile_prototypes.py --data "$(DATA)"
 
 bench-speed: .venv/.stamp-demo ## Measure speed and memory beside anomalib and write docs/performance.md
 	$(BIN)/python tests/bench/speed.py

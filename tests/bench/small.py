@@ -87,17 +87,17 @@ class Replay(nn.Module):
         return self.seen[-1]
 
 
-def measure(data: Path, category: str, frame: Frame, work: Path) -> dict[str, Any]:
+def measure(data: Path, category: str, name: str, work: Path) -> dict[str, Any]:
     """Train once; returns scores by map, labels, areas and pixel metrics for each row."""
     seed_everything(SEED, verbose=False)
-    per_image = PER_IMAGE.get(category, 24)
+    frame, per_image = FRAMES[name], PER_IMAGE.get(category, 24)
     arguments = {**frame.arguments}
     if "tiles" in arguments:
         arguments["tiles"] = {**arguments["tiles"], "per_image": per_image}
     model = build(feature_cache="memory", **arguments)
     loaded = MVTecAD(data, category, train_batch_size=frame.batch, eval_batch_size=1, num_workers=0)
     engine = Engine(
-        default_root_dir=work / category,
+        default_root_dir=work / category / name,
         max_epochs=-1,
         max_steps=STEPS,
         limit_val_batches=0,
@@ -282,9 +282,9 @@ def main() -> None:
     large = write_large_sample_data(arguments.work / "data")
     roots = {"grass": large, "brick": large, "ball_screw": arguments.data, "gravel": large}
     runs: dict[str, Any] = {
-        f"{category}/{name}": partial(measure, root, category, frame, arguments.work)
+        f"{category}/{name}": partial(measure, root, category, name, arguments.work)
         for category, root in roots.items()
-        for name, frame in FRAMES.items()
+        for name in FRAMES
     }
     runs["cost"] = partial(cost, arguments.work)
     results = pages.Results(RESULTS)
