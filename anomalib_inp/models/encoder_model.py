@@ -54,7 +54,7 @@ from anomalib_inp.scoring.inspected import Everywhere, Inspected
 from anomalib_inp.scoring.views import TiledImage, WholeImage
 from anomalib_inp.thresholds.post_processor import InpPostProcessor
 from anomalib_inp.tiles import STEP, Tiles, TileSettings
-from anomalib_inp.training.callbacks import RefuseHalfWeights, is_trained, training_callbacks
+from anomalib_inp.training.callbacks import RefuseHalfWeights, ReleasePixels, is_trained, training_callbacks
 from anomalib_inp.training.data_check import DataCheck
 from anomalib_inp.training.image_check import ImageCheck
 from anomalib_inp.training.results_folder import ResultsFolder
@@ -259,7 +259,8 @@ class EncoderModel(InpExport, _Module):
         views = TrainingViews(self.tiles, self.tiles_per_image, self.augment, anew=not data.keeps)
         changed = [] if self.tiles is None and self.augment is None else [views]
         after = [*checks, *changed, data, *training_callbacks(), ResultReport()]
-        return [*before, *super().configure_callbacks(), *after]
+        last = [] if self.tiles is None else [ReleasePixels()]
+        return [*before, *super().configure_callbacks(), *after, *last]
 
     def training_data(self) -> TrainingData:
         """Say what stands in for the training images: nothing."""

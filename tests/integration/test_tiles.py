@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from anomalib.data import MVTecAD
+from lightning.pytorch import Callback
 from PIL import Image
 from torch.nn import functional as F
 
@@ -63,6 +64,27 @@ def test_a_model_is_trained_tested_and_loaded(kind, tiny_model, datamodule, quie
         height, width = records[name]["size"][::-1]
         assert found.anomaly_map.shape == (1, 1, -(-height // 2), -(-width // 2))
         assert found.pred_score.item() == pytest.approx(records[name]["score"], abs=1e-5)
+
+
+def test_pixels_of_an_evaluated_image_are_let_go_of(tiny_model, datamodule, quiet_engine) -> None:
+    """The next image is read before Lightning forgets the last one."""
+    seen: list = []
+
+    class Later(Callback):
+        def on_test_batch_end(self, trainer, pl_module, outputs, batch, *_) -> None:
+            seen.append((batch.image.shape[-1], batch.anomaly_map.shape[-1]))
+
+        def on_test_batch_start(self, trainer, pl_module, batch, *_) -> None:
+            self.batch = batch
+
+        def on_test_epoch_end(self, *_) -> None:
+            seen.append(self.batch.image.shape[-1])
+
+    run = quiet_engine(callbacks=[Later()])
+    run.test(tiny_model(SelfSimilarity, tiles=TILES, image_size=None), datamodule=datamodule)
+    *batches, last = seen
+    assert all(width > 100 for width, _ in batches)  # those of other callbacks are whole
+    assert last == 1
 
 
 def test_training_on_tiles_is_training_on_images_that_are_cut_by_hand(tiny_model, datamodule, quiet_engine) -> None:
