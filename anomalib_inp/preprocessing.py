@@ -178,7 +178,7 @@ def crop_box_of(pre_processor: PreProcessor | None) -> CropBox:
     """
     size: tuple[int, int] | None = None  # of what the image has become, where the transform says
     box = WHOLE_IMAGE
-    for step in _steps(getattr(pre_processor, "transform", None)):
+    for step in steps_of(getattr(pre_processor, "transform", None)):
         if isinstance(step, Resize):
             sides = np.ravel(step.size).tolist()
             size = (sides[0], sides[1]) if len(sides) == len(("height", "width")) else None
@@ -198,11 +198,11 @@ def crop_box_of(pre_processor: PreProcessor | None) -> CropBox:
     return box
 
 
-def _steps(transform: Any) -> Iterator[Any]:
+def steps_of(transform: Any) -> Iterator[Any]:
     """List the steps of a transform, those of nested ones too."""
     if isinstance(transform, Compose):
         for step in transform.transforms:
-            yield from _steps(step)
+            yield from steps_of(step)
     elif transform is not None:
         yield transform
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import product
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -68,28 +69,31 @@ class Tiles(NamedTuple):
         Raises:
             ValueError: Tiles that are no whole patches, an overlap that leaves nothing, or an unknown setting.
         """
+        if not isinstance(settings, Mapping):
+            msg = f"tiles must be settings, for example {{size: 252, overlap: 63}}, got {settings!r}."
+            raise ValueError(msg)  # noqa: TRY004 - a choice of the user, which the command line shows as one line
         if unknown := settings.keys() - TileSettings.__annotations__.keys():
             msg = f"tiles has {', '.join(TileSettings.__annotations__)}, got {', '.join(sorted(map(str, unknown)))}."
             raise ValueError(msg)
-        if "size" not in settings:
+        if settings.get("size") is None:
             msg = "tiles needs a size in pixels, for example {size: 252}."
             raise ValueError(msg)
         size = as_pair(settings["size"], "The size of tiles")
         check_patches(size, "The size of tiles", patch_size)
         overlap = settings.get("overlap", min(size) // 4)
-        if not isinstance(overlap, int) or not 0 <= overlap < min(size):
+        if not _is_count(overlap) or not 0 <= overlap < min(size):
             msg = f"The overlap of tiles must be a number of pixels from 0 to {min(size) - 1}, got {overlap!r}."
             raise ValueError(msg)
         for name, unit in (("per_image", "tiles"), ("scored_area", "pixels")):
             value = settings.get(name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not _is_count(value) or value < 1):
                 msg = f"{name} must be a number of {unit} from 1 on, got {value!r}."
                 raise ValueError(msg)
         second_scale = settings.get("second_scale", False)
         if second_scale not in (True, False):
             msg = f"second_scale must be true or false, got {second_scale!r}."
             raise ValueError(msg)
-        return cls(size, overlap, second_scale)
+        return cls(size, int(overlap), bool(second_scale))
 
     def map_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the map of an image of this height and width."""
@@ -139,6 +143,10 @@ class Tiles(NamedTuple):
         return rows, columns
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def fused(tiled: Map, whole: Map) -> Map:
     """Fuse what is said of tiles with what is said of the whole image, maps of one size, in PyTorch or in NumPy."""
     return TILED * tiled + (1 - TILED) * whole
@@ -151,13 +159,16 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
         ValueError: The image is shorter than a tile.
     """
     if length < tile:
-        msg = f"An image of {length} pixels is smaller than a tile of {tile}."
+        msg = (
+            f"An image of {length} pixels is smaller than a tile of {tile}. Smaller images need a model of smaller "
+            "tiles, or one that resizes images before it cuts them (image_size)."
+        )
         raise ValueError(msg)
     count = math.ceil((length - tile) / (tile - overlap)) + 1
     return [min(place * (tile - overlap), length - tile) for place in range(count)]
 
 
-@lru_cache(64)
+@lru_cache(8)  # of a few sizes of images: those of a large one with a head take 0.3 GB
 def merge_matrices(length: int, tile: int, overlap: int, values: int, pixels: int) -> np.ndarray:
     """Make the matrices ``(tiles, pixels, values)`` that merge what is said of tiles along an axis.
 

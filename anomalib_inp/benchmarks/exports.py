@@ -165,7 +165,7 @@ def export_all(model: "EncoderModel", checkpoint: Path, normal: list[Item], outp
     import openvino
 
     from anomalib_inp.exporting import quantization
-    from anomalib_inp.exporting.convert import save_openvino, to_openvino
+    from anomalib_inp.exporting.convert import save_openvino, some_tile, to_openvino
 
     encoder = sum(parameter.nbytes for parameter in model.model.network.encoder.parameters())
     yield Format("PyTorch", checkpoint, beside=encoder)
@@ -177,6 +177,8 @@ def export_all(model: "EncoderModel", checkpoint: Path, normal: list[Item], outp
     }
     if normal:
         samples = [read(item.path) for item in normal[: quantization.CALIBRATION_IMAGES]]
+        if model.tiles is not None:
+            samples = [some_tile(model, image, number) for number, image in enumerate(samples)]
         graph = quantization.quantize(graph, samples, model.quantised)
         exports["OpenVINO INT8"] = save_openvino(graph, output / "int8.xml", half=True)
     for device in openvino.Core().available_devices:

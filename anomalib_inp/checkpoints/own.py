@@ -147,6 +147,19 @@ def warn_of_another_map(checkpoint: Mapping[str, Any], shown: str) -> None:
         )
 
 
+def warn_of_other_tiles(checkpoint: Mapping[str, Any], tiles: list[Any]) -> None:
+    """Warn that thresholds are of images that were cut, merged or scored in another way."""
+    trained = checkpoint.get("tiles", tiles)
+    if trained != tiles:
+        names = ("size", "overlap", "second_scale", "share of the map, or pixels of it, that are scored")
+        pairs = zip(names, trained, tiles, strict=True)
+        other = [f"{name} {before} instead of {now}" for name, before, now in pairs if before != now]
+        rank_zero_warn(
+            f"The checkpoint was trained on tiles of {', '.join(other)}: scores are others, and its thresholds do not "
+            "fit them. Give the same --model.tiles, or choose thresholds anew (validate)."
+        )
+
+
 def warn_of_other_places(checkpoint: Mapping[str, Any], others: bool) -> None:
     """Warn that thresholds were chosen while another part of the image was inspected."""
     threshold = checkpoint["state_dict"].get("post_processor._image_threshold", torch.tensor(torch.nan))

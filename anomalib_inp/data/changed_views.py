@@ -24,7 +24,7 @@ class AugmentSettings(TypedDict, total=False):
     """What is changed in training images, as a model is told of it; what is left out stays as it is.
 
     noise: largest standard deviation of Gaussian noise, of values in [0, 1]. light: largest change of the light, as a
-    share of it: of the whole image, and across it from one side to the other.
+    share of it: of the whole image, and beside that from its middle to its sides.
     """
 
     noise: float
@@ -49,6 +49,9 @@ class Augment(NamedTuple):
         Raises:
             ValueError: An unknown setting, one that is no number from 0 to 1, or none.
         """
+        if not isinstance(settings, Mapping):
+            msg = f"augment must be settings, for example {{noise: 0.02, light: 0.3}}, got {settings!r}."
+            raise ValueError(msg)  # noqa: TRY004 - a choice of the user, which the command line shows as one line
         if unknown := settings.keys() - set(cls._fields):
             msg = f"augment has {' and '.join(cls._fields)}, got {', '.join(sorted(map(str, unknown)))}."
             raise ValueError(msg)

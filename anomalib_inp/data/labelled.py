@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as T
 
+from anomalib_inp.data.changed_views import ChangedViews
 from anomalib_inp.data.deep import read_tensor
 from anomalib_inp.data.file_checks import DataError, check_headers
 from anomalib_inp.data.pseudo_anomaly import Defect, cut_out
 from anomalib_inp.data.quirks import mask_files
+from anomalib_inp.data.tile_views import TileViews
 from anomalib_inp.files import file_digest, first_few, image_files
 
 HELD_OUT = "held_out_samples"
@@ -112,7 +114,7 @@ class LabelledAnomalies:
             )
             raise DataError(msg)
         check_headers({str(path): path != image for image, masks in drawn for path in (image, *masks)})
-        size = tuple(data.train_data[0].image.shape[-2:])
+        size = _size_trained_on(data.train_data)
         read = {image: _read(image, masks, size) for image, masks in drawn}
         empty = [str(image) for image, (_, mask) in read.items() if not mask.any()]
         if empty:
@@ -190,7 +192,14 @@ def _of_folder(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
         yield path, found
 
 
-def _read(image: Path, masks: list[Path], size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _size_trained_on(images: AnomalibDataset) -> tuple[int, ...] | None:
+    """Height and width that whole images are trained on at; ``None`` where each has its own."""
+    if isinstance(images, ChangedViews):
+        images = images.images
+    return images.image_size if isinstance(images, TileViews) else tuple(images[0].image.shape[-2:])
+
+
+def _read(image: Path, masks: list[Path], size: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
     """Read an image ``(3, H, W)`` in [0, 1] and what its masks mark ``(H, W)``, at the size of the training images."""
     picture = _decoded(image, read_tensor)
     marked = torch.zeros(1, *picture.shape[-2:], dtype=torch.bool)
@@ -200,6 +209,8 @@ def _read(image: Path, masks: list[Path], size: tuple[int, ...]) -> tuple[Tensor
             msg = f"A mask must be as large as its image, but {path} has another size than {image}."
             raise DataError(msg)
         marked |= mask > 0
+    if size is None:
+        return picture, marked[0]
     picture = T.resize(picture, list(size), antialias=True)
     shrunk = T.resize(marked.byte(), list(size), interpolation=T.InterpolationMode.NEAREST)[0] > 0
     # nearest neighbour steps over the smallest defects

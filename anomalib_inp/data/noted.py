@@ -14,9 +14,11 @@ from anomalib.data import AnomalibDataModule, AnomalibDataset
 from anomalib.data.utils import Split, ValSplitMode
 from pandas import DataFrame
 
+from anomalib_inp.data.changed_views import ChangedViews
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.joined import collate
 from anomalib_inp.data.subset import kind_of
+from anomalib_inp.data.tile_views import TileViews
 from anomalib_inp.files import first_few
 
 COLUMNS = ["image_path", "label_index", "label", "mask_path", "category"]
@@ -32,7 +34,7 @@ def note_images(datamodule: Any) -> dict[str, Any]:
         Plain data: the folder that all images are below, and of each split a row for each image, of ``COLUMNS``, with
         paths below that folder.
     """
-    tables = {name: getattr(getattr(datamodule, f"{name}_data", None), "samples", None) for name in SPLITS}
+    tables = {name: getattr(_whole(getattr(datamodule, f"{name}_data", None)), "samples", None) for name in SPLITS}
     found = {name: table for name, table in tables.items() if isinstance(table, DataFrame) and len(table)}
     if "train" not in found or sum(map(len, found.values())) > MOST_IMAGES:
         return {}
@@ -45,6 +47,14 @@ def note_images(datamodule: Any) -> dict[str, Any]:
         "eval_batch_size": datamodule.eval_batch_size,
         **{name: _rows(table, root) for name, table in found.items()},
     }
+
+
+def _whole(dataset: Any) -> Any:
+    """Find the images behind tiles and views of them, and behind what is made of these for a training."""
+    views = (TileViews, ChangedViews)
+    while isinstance(dataset, views) or isinstance(getattr(dataset, "images", None), views):
+        dataset = dataset.images
+    return dataset
 
 
 def _rows(table: DataFrame, root: str) -> list[list[Any]]:

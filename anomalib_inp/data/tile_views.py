@@ -11,13 +11,14 @@ import torch
 from anomalib.data import AnomalibDataset, ImageItem
 from pandas import DataFrame
 from torch import Tensor
-from torchvision.transforms.v2 import Transform
+from torchvision.transforms.v2 import Compose, Resize, Transform
 from torchvision.transforms.v2.functional import resize
 from torchvision.tv_tensors import Image, Mask
 
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.files import first_few
 from anomalib_inp.images import Header, as_batch, read_header, read_pixels
+from anomalib_inp.preprocessing import steps_of
 from anomalib_inp.tiles import Tiles
 
 WHOLE = -1
@@ -54,10 +55,11 @@ class TileViews(AnomalibDataset):
         per_image: int | None = None,
         anew: bool = True,
     ) -> None:
-        super().__init__(images.augmentations)
+        super().__init__(_without_resizing(images.augmentations))
         self.images = images
         self.tiles = tiles
         self.resize = resize
+        self.image_size = image_size
         self.anew = anew and per_image is not None
         self._read: tuple[str, Tensor] | None = None
         sizes = [image_size or size_of(path) for path in images.samples.image_path]
@@ -67,6 +69,7 @@ class TileViews(AnomalibDataset):
         rows = images.samples.index.repeat([len(of_image) for of_image in places])
         samples = images.samples.loc[rows].reset_index(drop=True)
         samples["row"], samples["column"] = np.concatenate(places).T
+        samples["tile"] = f"{tuple(tiles)} of {image_size or 'native'}"  # a cache on disk tells them apart
         samples.attrs = images.samples.attrs
         self.samples: DataFrame = samples
 
@@ -102,11 +105,17 @@ class TileViews(AnomalibDataset):
         if self._read is None or self._read[0] != path:
             pixels = read_pixels(path)
             if self.resize is None:
-                image = torch.from_numpy(pixels).permute(2, 0, 1)  # in its own type: tiles are scaled
+                image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)  # in its own type: tiles are scaled
             else:
                 image = self.resize(torch.from_numpy(as_batch(pixels)))[0]
             self._read = path, image
         return self._read[1]
+
+
+def _without_resizing(augmentations: Transform | None) -> Transform | None:
+    """Leave out what anomalib puts among augmentations to resize whole images: tiles are cut out of resized ones."""
+    steps = [step for step in steps_of(augmentations) if not isinstance(step, Resize)]
+    return Compose(steps) if steps else None
 
 
 def check_sizes(paths: Sequence[str], sizes: Sequence[tuple[int, int]], tiles: Tiles) -> None:

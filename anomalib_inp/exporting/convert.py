@@ -190,7 +190,7 @@ def some_tile(model: "AnomalibModule", image: np.ndarray, number: int) -> np.nda
     whole = image if resize is None else resize(torch.from_numpy(image)).numpy()
     places, (height, width) = model.tiles.places(whole.shape[2:]), model.tiles.size
     row, column = places[number % len(places)]
-    return whole[..., row : row + height, column : column + width]
+    return whole[..., row : row + height, column : column + width].copy()  # and not all of the image
 
 
 def save_openvino(model: "openvino.Model", path: Path, half: bool = False) -> Path:

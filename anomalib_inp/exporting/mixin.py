@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,9 +109,8 @@ class InpExport(ExportMixin):
             msg = "A graph of tiles scores no image that could be watched: give --input_size, or take INT8_PTQ."
             raise ValueError(msg)
         # First what may be missing, then what takes time.
-        images = quantization.calibration_images(datamodule) if calibrated else []
-        if metadata.tiling is not None:
-            images = [convert.some_tile(self, image, number) for number, image in enumerate(images)]
+        cut = {} if metadata.tiling is None else {"part": partial(convert.some_tile, self)}
+        images = quantization.calibration_images(datamodule, **cut) if calibrated else []
         items = quantization.validation_items(datamodule) if compression_type == CompressionType.INT8_ACQ else []
         self._say_what_is_exported(metadata)
         model = convert.to_openvino(self, input_size, **(ov_kwargs or {}))

@@ -9,7 +9,7 @@ the image, attention, and the cosines of nearly parallel vectors, whose small di
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,8 +89,14 @@ def quantize_with_accuracy(
     )
 
 
-def calibration_images(datamodule: AnomalibDataModule | None) -> list[np.ndarray]:
+def calibration_images(
+    datamodule: AnomalibDataModule | None, part: Callable[[np.ndarray, int], np.ndarray] = lambda image, _: image
+) -> list[np.ndarray]:
     """Read up to 300 of a data module's training images, spread evenly; training images are normal.
+
+    Args:
+        datamodule: The data module.
+        part: What is kept of an image ``(1, 3, H, W)``, by its number in the list.
 
     Raises:
         ModuleNotFoundError: NNCF, which they are for, is not installed.
@@ -108,7 +114,7 @@ def calibration_images(datamodule: AnomalibDataModule | None) -> list[np.ndarray
     chosen = np.linspace(0, len(images) - 1, min(len(images), CALIBRATION_IMAGES)).round().astype(int)
     if len(chosen) < 30:
         rank_zero_warn(f"Only {len(chosen)} images to calibrate with: 100 to 300 give more reliable ranges.")
-    return [images[int(index)].image.unsqueeze(0).numpy() for index in chosen]
+    return [part(images[int(index)].image.unsqueeze(0).numpy(), place) for place, index in enumerate(chosen)]
 
 
 def validation_items(datamodule: AnomalibDataModule) -> list[ImageItem]:

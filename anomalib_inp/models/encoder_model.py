@@ -20,7 +20,6 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import Self
 
 from anomalib_inp.checkpoints.own import (
@@ -32,6 +31,7 @@ from anomalib_inp.checkpoints.own import (
     read_checkpoint,
     warn_of_another_map,
     warn_of_other_places,
+    warn_of_other_tiles,
 )
 from anomalib_inp.checkpoints.plain import not_plain, plain
 from anomalib_inp.checkpoints.writing import CheckpointWriter
@@ -59,7 +59,7 @@ from anomalib_inp.training.data_check import DataCheck
 from anomalib_inp.training.image_check import ImageCheck
 from anomalib_inp.training.results_folder import ResultsFolder
 from anomalib_inp.training.training_data import TrainingData
-from anomalib_inp.training.training_views import TrainingViews
+from anomalib_inp.training.training_views import TrainingViews, refuse_few_shots
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule as _Module
@@ -204,6 +204,11 @@ class EncoderModel(InpExport, _Module):
             return size and self.tiles.map_size(size)
         return self.model.smoothing.map_size or getattr(self.pre_processor, "crop_size", None)
 
+    def _tiling(self, tiles: Tiles) -> list[Any]:
+        """List all that scores of tiled images depend on."""
+        size, *others = tiles
+        return [list(size), *others, self.model.shares[self.model.map]]
+
     def inspect(self, inspection: Inspection) -> None:
         """Look at some places alone; thresholds that are there stay as they are.
 
@@ -267,8 +272,14 @@ class EncoderModel(InpExport, _Module):
         return TrainingData()
 
     def prepare_data(self) -> None:
-        """Look at the folder of the data before anomalib reads it."""
+        """Look at the folder of the data before anomalib reads it.
+
+        Raises:
+            DataError: It has another layout, or tiles are asked for of few-shot views.
+        """
         check_layout(self.trainer.datamodule)
+        if self.tiles is not None:
+            refuse_few_shots(self.trainer.datamodule)
 
     def configure_post_processor(self) -> InpPostProcessor:
         """Build the default post-processor."""
@@ -315,6 +326,8 @@ class EncoderModel(InpExport, _Module):
         note_encoder(checkpoint, self.model.network.encoder)
         checkpoint["model"] = type(self).__name__
         checkpoint["map"] = self.model.map
+        if self.tiles is not None:
+            checkpoint["tiles"] = self._tiling(self.tiles)
         if self.learnt:
             checkpoint["learnt"] = self.learnt
         checkpoint["inspection"] = dict(self.inspection._asdict())
@@ -331,6 +344,8 @@ class EncoderModel(InpExport, _Module):
         check_encoder(checkpoint, self.model.network.encoder)
         check_frame(checkpoint, self.pre_processor)
         warn_of_another_map(checkpoint, self.model.map)
+        if self.tiles is not None:
+            warn_of_other_tiles(checkpoint, self._tiling(self.tiles))
         if self._trainer is not None and self.trainer.training:
             if not is_trained(self):
                 msg = f"{type(self).__name__} has nothing to train, so nothing to resume: leave --ckpt_path out."
@@ -385,9 +400,7 @@ def evaluation_step(detector: nn.Module, batch: ImageBatch) -> ImageBatch:
     changes = {"pred_score": predictions.pred_score, "anomaly_map": predictions.anomaly_map}
     batch.inspected = detector.inspected.at(predictions.anomaly_map)
     if batch.gt_mask is not None:
-        size = predictions.anomaly_map.shape[-2:]
-        mask = F.interpolate(batch.gt_mask.to(torch.uint8).unsqueeze(1), size=size, mode="nearest")
-        changes["gt_mask"] = mask.squeeze(1).bool()
+        changes["gt_mask"] = detector.view.shrink(batch.gt_mask.bool(), predictions.anomaly_map.shape[-2:])
     batch.update(**changes)
     batch.raw_score, batch.raw_map = batch.pred_score, batch.anomaly_map
     return batch

@@ -244,6 +244,12 @@ def panel_image(image: Image.Image | np.ndarray, height: int = 256) -> Image.Ima
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
+def panel_of(image: np.ndarray, height: int = 256) -> Image.Image | np.ndarray:
+    """Keep of an image what :func:`draw_result` needs of it: a large one as it is, of which a part is shown closer."""
+    panel = panel_image(image, height)
+    return image if len(image) > _CLOSER * panel.height else panel
+
+
 def _place(plane: Image.Image, crop_box: CropBox, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
     """Draw a plane of the crop into a frame of the whole image ``(width, height)``; 0 outside the crop."""
     affine = crop_box.from_image((plane.height, plane.width), size[::-1])

@@ -17,7 +17,7 @@ from anomalib_inp.files import replacing
 from anomalib_inp.frame import CropBox
 from anomalib_inp.images import read_pixels
 from anomalib_inp.pictures.gallery import gallery
-from anomalib_inp.pictures.strip import draw_result, panel_image
+from anomalib_inp.pictures.strip import draw_result, panel_of
 from anomalib_inp.results.image_statistics import ImageStatistics, measure_image
 from anomalib_inp.results.score_table import GOOD
 from anomalib_inp.results.writer import ResultFiles, write_heat_map
@@ -38,7 +38,7 @@ R = TypeVar("R")
 class _Read(NamedTuple):
     """An image that was read: for the picture, and how large it is; or why it could not be."""
 
-    panel: Image.Image | None = None
+    panel: Image.Image | np.ndarray | None = None
     size: tuple[int, int] = (0, 0)
     statistics: ImageStatistics | None = None
     fault: ValueError | None = None
@@ -72,7 +72,7 @@ def predict_folder(
             pixels = read_pixels(item.path)
             if item.mask is not None:
                 check_mask(item.mask, pixels)
-            panel = panel_image(pixels) if job.pictures else None
+            panel = panel_of(pixels) if job.pictures else None
             statistics = None if observe is None else measure_image(pixels)
             return item, _Read(panel, (pixels.shape[1], pixels.shape[0]), statistics), exported.prepare(pixels)
         except ValueError as error:
@@ -94,7 +94,7 @@ def predict_folder(
             files.write(fault_of(job.name(item), ValueError(said), metadata, job.digest, item.kind))
             yield ValueError(said)
 
-    def results() -> Iterator[tuple[Item, Image.Image | None, Prediction]]:
+    def results() -> Iterator[tuple[Item, Image.Image | np.ndarray | None, Prediction]]:
         for outputs in exported.stream(batches()):
             deque(faults(), maxlen=0)  # of the images before this one
             item, found = waiting.popleft()
@@ -112,7 +112,7 @@ def predict_folder(
                 observe(prediction, found.statistics)
             yield item, found.panel, prediction
 
-    def draw(result: tuple[Item, Image.Image | None, Prediction]) -> tuple[Item, Prediction]:
+    def draw(result: tuple[Item, Image.Image | np.ndarray | None, Prediction]) -> tuple[Item, Prediction]:
         item, panel, prediction = result
         if panel is not None:
             _draw(item, panel, prediction, job, metadata)
@@ -198,7 +198,7 @@ def labelled(
             yield prediction.raw_score, item.anomalous, prediction.raw_map, mask
 
 
-def _draw(item: Item, panel: Image.Image, prediction: Prediction, job: Job, metadata: Metadata) -> None:
+def _draw(item: Item, panel: Image.Image | np.ndarray, prediction: Prediction, job: Job, metadata: Metadata) -> None:
     write_heat_map(job.output, job.name(item), prediction.shown_map)  # first: the picture says that both are there
     truth = {"gt_mask": truth_of(item), "truth": item.anomalous}
     save_strip(job.pictures[str(item.path)], panel, prediction, metadata, name=job.name(item), **truth)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomalib_inp.scoring.smoothing import Smoothing
-from anomalib_inp.tiles import Tiles, fused
+from anomalib_inp.tiles import STEP, Tiles, fused
 
 AT_ONCE = 16
 """Tiles of each image that the network sees in one batch: memory does not grow with the image."""
@@ -24,6 +24,9 @@ class View(Protocol):
     def cut(self, images: Tensor) -> Iterator[Tensor]:
         """Cut images ``(B, 3, H, W)`` into batches of what the network sees."""
 
+    def shrink(self, masks: Tensor, size: torch.Size) -> Tensor:
+        """Bring masks ``(B, H, W)`` of the images to the height and width of their maps."""
+
     def join(self, reading: Tensor, image_size: tuple[int, int], smoothing: Smoothing) -> Tensor:
         """Make maps ``(B, 1, h, w)`` of what a reading says of all that was cut."""
 
@@ -34,6 +37,10 @@ class WholeImage:
     def cut(self, images: Tensor) -> Iterator[Tensor]:
         """Give the images as they are."""
         yield images
+
+    def shrink(self, masks: Tensor, size: torch.Size) -> Tensor:
+        """Bring masks to the size of maps by nearest neighbour (reference, ``evaluation_batch``)."""
+        return F.interpolate(masks.to(torch.uint8).unsqueeze(1), size=size, mode="nearest").squeeze(1).bool()
 
     def join(self, reading: Tensor, image_size: tuple[int, int], smoothing: Smoothing) -> Tensor:
         """Smooth readings ``(B, h, w)``."""
@@ -61,6 +68,12 @@ class TiledImage:
             yield torch.cat([images[..., r : r + height, c : c + width] for r, c in places[first : first + AT_ONCE]])
         if self.tiles.second_scale:
             yield F.interpolate(images, size=(height, width), mode="bilinear", antialias=True)
+
+    def shrink(self, masks: Tensor, size: torch.Size) -> Tensor:
+        """Mark a pixel of the map where a pixel of the image that it stands for is marked: thin defects stay."""
+        height, width = (STEP * side for side in size)
+        padded = F.pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2]))
+        return padded.unflatten(2, (-1, STEP)).any(dim=3).unflatten(1, (-1, STEP)).any(dim=2)
 
     def join(self, reading: Tensor, image_size: tuple[int, int], smoothing: Smoothing) -> Tensor:
         """Merge readings of all tiles ``(T B, h, w)``, fuse them with those of whole images, if any, and blur them."""

@@ -48,14 +48,16 @@ class PrototypeUse(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how many are in use."""
-        del trainer, pl_module
+        del trainer
         if self._last is None:
             return
         count, shares = count_in_use(self._last), sorted(self._last.tolist(), reverse=True)
         listed = ", ".join(f"{share:.0%}" for share in shares)
+        of_tiles = getattr(pl_module, "tiles", None) is not None  # each tile has its own
+        drawn = "" if of_tiles else " anomalib-inp explain draws which explains what."
         rank_zero_info(
             f"Prototypes in use: {count} of {len(shares)} (nearest to at least {IN_USE:.0%} of the patches of the "
-            f"validation images; shares {listed}). anomalib-inp explain draws which explains what."
+            f"validation images; shares {listed}).{drawn}"
         )
 
     def _count(self, _network: nn.Module, _inputs: Any, output: Reconstruction) -> None:

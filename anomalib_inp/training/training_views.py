@@ -3,6 +3,8 @@
 
 """Puts views of the training images in their place, tiles or images in other light, and gives the images back."""
 
+from typing import Any
+
 from anomalib.data import AnomalibDataset
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
@@ -10,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchvision.transforms.v2 import Transform
 
 from anomalib_inp.data.changed_views import NUM_VIEWS, Augment, ChangedViews
-from anomalib_inp.data.few_shot import FewShotViews
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.tile_views import TileViews, check_sizes, size_of
 from anomalib_inp.tiles import Tiles
@@ -18,8 +19,21 @@ from anomalib_inp.tiles import Tiles
 EVALUATED = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",)}
 
 
+def refuse_few_shots(data: Any) -> None:
+    """Refuse tiles of few-shot views, before these are made.
+
+    Raises:
+        DataError: The data module makes some.
+    """
+    if getattr(data, "shots", None) is not None:
+        msg = "Few-shot views are of whole images: leave tiles, or shots, out."
+        raise DataError(msg)
+
+
 class TrainingViews(Callback):
     """Trains on tiles, or in other light and with noise; checks that all images of a run can be cut into tiles.
+
+    Images at their native size are evaluated one at a time.
 
     Args:
         tiles: How images are cut; ``None`` leaves them whole.
@@ -40,13 +54,13 @@ class TrainingViews(Callback):
         self.augment = augment
         self.anew = anew
         self._images: AnomalibDataset | None = None
+        self._eval_batch_size: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the views in their place where a training begins.
 
         Raises:
-            DataError: An image is smaller than a tile, there is no data module, or tiles are asked for of its few-shot
-                views.
+            DataError: An image is smaller than a tile, or there is no data module.
         """
         data, pre_processor = trainer.datamodule, pl_module.pre_processor
         if data is None:
@@ -55,6 +69,8 @@ class TrainingViews(Callback):
                 raise DataError(msg)
             return
         if self.tiles is not None and pre_processor.fixed_size is None:
+            # in a batch, anomalib brings images to one size
+            self._eval_batch_size, data.eval_batch_size = self._eval_batch_size or data.eval_batch_size, 1
             tables = [
                 getattr(getattr(data, f"{split}_data", None), "samples", None) for split in EVALUATED.get(stage, ())
             ]
@@ -85,9 +101,6 @@ class TrainingViews(Callback):
     def _cut(
         self, tiles: Tiles, images: AnomalibDataset, resize: Transform | None, image_size: tuple[int, int] | None
     ) -> TileViews:
-        if isinstance(images, FewShotViews):
-            msg = "Few-shot views are of whole images: leave tiles, or shots, out."
-            raise DataError(msg)
         cut = TileViews(images, tiles, resize, image_size, self.per_image, self.anew)
         rank_zero_info(
             f"Tiles: {len(cut)} of {len(images)} images, {tiles.size[1]} x {tiles.size[0]} pixels each, "
@@ -98,3 +111,5 @@ class TrainingViews(Callback):
     def _give_back(self, trainer: Trainer) -> None:
         if self._images is not None:
             trainer.datamodule.train_data, self._images = self._images, None
+        if self._eval_batch_size is not None:
+            trainer.datamodule.eval_batch_size, self._eval_batch_size = self._eval_batch_size, None

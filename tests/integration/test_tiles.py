@@ -3,18 +3,21 @@
 
 """Models that see tiles: trained, tested, kept and loaded, at the native size of images and at others."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from anomalib.data import MVTecAD
+from anomalib.data import ImageBatch, MVTecAD
 from lightning.pytorch import Callback
 from PIL import Image
 from torch.nn import functional as F
 
-from anomalib_inp import InpFormer, InpFormerPlusPlus, SelfSimilarity, TokenMemory
+from anomalib_inp import InpFormer, InpFormerPlusPlus, MultiCategory, SelfSimilarity, TokenMemory
+from anomalib_inp.checkpoints.own import read_checkpoint
 from anomalib_inp.data.file_checks import DataError
+from anomalib_inp.models.encoder_model import evaluation_step
 from anomalib_inp.models.learning import learn
 from anomalib_inp.outputs import TrainingBatch
 from anomalib_inp.results.records import read_records
@@ -120,6 +123,92 @@ def test_a_whole_image_of_one_tile_gives_what_the_network_gives(tiny_model) -> N
     torch.testing.assert_close(found.anomaly_map, tiled.model.smoothing.blur(expected), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("cache", ["off", "memory", "disk"])
+def test_tiles_of_resized_images_are_trained_on(cache: str, tiny_model, datamodule, quiet_engine, tmp_path) -> None:
+    """anomalib resizes whole images by an augmentation, which would enlarge each tile to the size of an image."""
+    given = {} if cache == "off" else {"feature_cache": cache, "feature_cache_dir": str(tmp_path)}
+    model = tiny_model(InpFormer, tiles=TILES, image_size=(90, 130), **given)
+    sizes: set = set()
+    model.model.network.encoder.register_forward_pre_hook(lambda _, images: sizes.add(tuple(images[0].shape[1:])))
+    run = quiet_engine(limit_val_batches=0)
+    run.fit(model, datamodule=datamodule)
+    assert sizes == {(3, 64, 64)}
+    if cache == "disk":  # of other tiles, other features
+        others = tiny_model(InpFormer, tiles={"size": 64, "overlap": 0}, image_size=(90, 130), **given)
+        quiet_engine(limit_val_batches=0).fit(others, datamodule=datamodule)
+        assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_images_of_several_sizes_are_evaluated_one_at_a_time(tiny_model, root, quiet_engine) -> None:
+    """In a batch, anomalib would bring them to one size."""
+    scores = []
+    for batch_size in (1, 8):
+        data = MVTecAD(root, "brick", eval_batch_size=batch_size, num_workers=0, val_split_mode="same_as_test")
+        run = quiet_engine()
+        torch.manual_seed(0)
+        run.test(tiny_model(SelfSimilarity, tiles=TILES, image_size=None), datamodule=data)
+        assert data.eval_batch_size == batch_size  # given back
+        (journal,) = Path(run.trainer.default_root_dir).rglob("predictions.jsonl")
+        scores.append({record["path"]: record["raw_score"] for record in read_records(journal)})
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_a_checkpoint_notes_the_images_and_not_their_tiles(tiny_model, datamodule, quiet_engine) -> None:
+    run = quiet_engine()
+    run.fit(
+        tiny_model(TokenMemory, tiles=TILES, image_size=None, augment={"light": 0.1}, memory_size=30),
+        datamodule=datamodule,
+    )
+    (checkpoint,) = Path(run.trainer.default_root_dir).rglob("finished.ckpt")
+    noted = read_checkpoint(checkpoint)["images"]
+    assert len(noted["train"]) == 8
+    assert len({row[0] for row in noted["train"]}) == 8
+
+
+def test_a_thin_defect_stays_in_the_mask_of_a_map(tiny_model) -> None:
+    model = tiny_model(SelfSimilarity, tiles=TILES, image_size=None)
+    mask = torch.zeros(1, 90, 101, dtype=torch.bool)
+    mask[0, 10:30, 33] = mask[0, 89, 100] = True
+    batch = ImageBatch(image=torch.rand(1, 3, 90, 101), gt_mask=mask, gt_label=torch.tensor([1]))
+    found = evaluation_step(model.model.eval(), batch).gt_mask
+    expected = torch.zeros(1, 45, 51, dtype=torch.bool)
+    expected[0, 5:15, 16] = expected[0, 44, 50] = True
+    assert torch.equal(found.bool(), expected)
+
+
+def test_labelled_anomalies_keep_their_size(tiny_model, datamodule, quiet_engine, tmp_path) -> None:
+    """The defects of a folder are pasted onto tiles as large as they are in their images."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(tmp_path / "images/a.png")
+    mask = np.zeros((300, 400), np.uint8)
+    mask[100:112, 200:212] = 255
+    Image.fromarray(mask).save(tmp_path / "masks/a.png")
+    model = tiny_model(InpFormerPlusPlus, tiles=TILES, image_size=None, labelled_anomalies=str(tmp_path))
+    quiet_engine(limit_val_batches=0).fit(model, datamodule=datamodule)
+    (defect,) = model.labelled.defects
+    assert int(defect.mask.sum()) == 144
+
+
+@pytest.mark.parametrize("other", [{"overlap": 0}, {"second_scale": True}, {"scored_area": 40}])
+def test_other_tiles_than_those_of_the_thresholds_are_said(other, tiny_model, datamodule, quiet_engine) -> None:
+    run = quiet_engine()
+    run.train(tiny_model(SelfSimilarity, tiles=TILES, image_size=None), datamodule=datamodule)
+    (checkpoint,) = Path(run.trainer.default_root_dir).rglob("finished.ckpt")
+    with pytest.warns(UserWarning, match=f"{next(iter(other)).split('_')[0]}.* instead of"):
+        SelfSimilarity.load_from_checkpoint(checkpoint, tiles={**TILES, **other})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SelfSimilarity.load_from_checkpoint(checkpoint)
+
+
+def test_few_shot_views_of_tiles_are_refused_before_they_are_made(tiny_model, root, quiet_engine) -> None:
+    data = MultiCategory(root=str(root), categories=["brick"], shots=1, num_workers=0)
+    with pytest.raises(DataError, match="leave tiles, or shots, out"):
+        quiet_engine().fit(tiny_model(InpFormer, tiles=TILES, image_size=None), datamodule=data)
+
+
 def test_an_image_is_scored_by_an_area(tiny_model) -> None:
     """The mean of as many of the highest values of the map as the area has pixels of it, 4 of the image each."""
     model = tiny_model(InpFormer, spread=5, tiles={**TILES, "scored_area": 40}, image_size=None).eval()
@@ -164,6 +253,12 @@ def test_a_memory_learns_from_tiles(tiny_model, datamodule, quiet_engine) -> Non
         ({"tiles": {"size": 64, "overlap": 64}}, "from 0 to 63, got 64"),
         ({"tiles": {"size": 64, "overlap": 0.5}}, "number of pixels from 0 to 63, got 0.5"),
         ({"tiles": {"overlap": 8}}, "tiles needs a size"),
+        ({"tiles": {"size": None}}, "tiles needs a size"),
+        ({"tiles": 64}, "tiles must be settings, for example .* got 64"),
+        ({"tiles": {"size": float("nan")}}, "positive number of pixels, or height and width, got nan"),
+        ({"tiles": {"size": 64, "overlap": True}}, "number of pixels from 0 to 63, got True"),
+        ({"tiles": TILES, "image_size": "Native"}, "positive number of pixels, or height and width, got 'Native'"),
+        ({"augment": 0.3}, "augment must be settings, for example .* got 0.3"),
         ({"tiles": {"size": 64, "stride": 8}}, "got stride"),
         ({"tiles": {"size": 64, "per_image": 0}}, "number of tiles from 1 on, got 0"),
         ({"tiles": {"size": 64, "scored_area": 0.1}}, "number of pixels from 1 on, got 0.1"),

@@ -9,7 +9,7 @@ from drawn import BOTTOM, CENTRE, GREEN, HEIGHT, LEFT, RED, RIGHT, TOP, WIDTH, c
 from PIL import Image
 
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
-from anomalib_inp.pictures.strip import _FOUND, LINE, _mask_label, _score_text, draw_result
+from anomalib_inp.pictures.strip import _FOUND, LINE, _mask_label, _score_text, draw_result, panel_of
 
 
 @pytest.mark.parametrize("box", [WHOLE_IMAGE, CENTRE, CropBox(0.25, 0.0, 1.0, 0.5)])
@@ -211,6 +211,14 @@ def test_a_small_peak_of_a_large_map_is_hot_and_shown_closer(place: tuple[int, i
         )
     assert ((closer == RED).all(axis=2)).sum() >= 8  # outlined
     assert found.shape == closer.shape == plain.shape
+
+
+def test_what_is_kept_of_an_image_draws_what_the_image_draws() -> None:
+    for height in (300, 1100):
+        image = np.random.default_rng(0).integers(0, 256, (height, 500, 3), dtype=np.uint8)
+        anomaly_map = np.random.default_rng(1).random((64, 64))
+        kept, whole = (np.asarray(draw_result(each, anomaly_map)) for each in (panel_of(image), image))
+        np.testing.assert_array_equal(kept, whole)
 
 
 def test_an_image_that_fits_has_no_closer_panel() -> None:
