@@ -83,8 +83,9 @@ def test_every_setting_runs(
         "few_shot": ["--data.shots", "1"],
         "semi_supervised": ["--model.labelled_anomalies", "1"],
         "paper_protocol": ["--model.image_size", "72", "--model.crop_size", "64"],
+        "small_defects": ["--model.tiles", "{size: 64, second_scale: true, scored_area: 40}"],
     }.get(setting, [])
-    size = [] if setting == "paper_protocol" else ["--model.image_size", "64"]
+    size = [] if setting in {"paper_protocol", "small_defects"} else ["--model.image_size", "64"]
     small = ["--model.encoder", "test_vit", "--model.encoder_weights", str(tiny_encoder_file), *size]
     small += ["--model.visualizer", "false"]
     short = ["--trainer.max_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
