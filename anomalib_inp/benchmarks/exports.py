@@ -176,9 +176,10 @@ def export_all(model: "EncoderModel", checkpoint: Path, normal: list[Item], outp
         "OpenVINO FP16": save_openvino(graph, output / "fp16.xml", half=True),
     }
     if normal:
-        samples = [read(item.path) for item in normal[: quantization.CALIBRATION_IMAGES]]
-        if model.tiles is not None:
-            samples = [some_tile(model, image, number) for number, image in enumerate(samples)]
+        samples = []
+        for number, item in enumerate(normal[: quantization.CALIBRATION_IMAGES]):
+            image = read(item.path)  # cut as it is read: large images are not held side by side
+            samples.append(image if model.tiles is None else some_tile(model, image, number))
         graph = quantization.quantize(graph, samples, model.quantised)
         exports["OpenVINO INT8"] = save_openvino(graph, output / "int8.xml", half=True)
     for device in openvino.Core().available_devices:

@@ -99,9 +99,8 @@ def draw_result(
 
     inside = _inside(crop_box, places, picture.size)
     panels = {"image": plain}
-    window = (
-        None if whole.height <= _CLOSER * picture.height else _around_peak(anomaly_map, places, crop_box, whole, plain)
-    )
+    large = _is_large(whole.width, whole.height, height)
+    window = _around_peak(anomaly_map, places, crop_box, whole, plain) if large else None
     if gt_mask is not None:
         marked = place_mask(gt_mask, WHOLE_IMAGE, picture.size)
         label = "ground truth" if marked.any() else "ground truth: empty"
@@ -239,15 +238,23 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
 def panel_image(image: Image.Image | np.ndarray, height: int = 256) -> Image.Image:
     """Bring an image to the size of a panel; what has it stays as it is."""
     picture = to_rgb(image)
-    scale = min(height / picture.height, _WIDEST_PANEL * height / picture.width)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    return picture.resize(_panel_size(picture.width, picture.height, height), Image.Resampling.LANCZOS)
 
 
 def panel_of(image: np.ndarray, height: int = 256) -> Image.Image | np.ndarray:
     """Keep of an image what :func:`draw_result` needs of it: a large one as it is, of which a part is shown closer."""
-    panel = panel_image(image, height)
-    return image if len(image) > _CLOSER * panel.height else panel
+    return image if _is_large(image.shape[1], image.shape[0], height) else panel_image(image, height)
+
+
+def _panel_size(width: int, height: int, panel_height: int) -> tuple[int, int]:
+    """Width and height of the panel of an image."""
+    scale = min(panel_height / height, _WIDEST_PANEL * panel_height / width)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _is_large(width: int, height: int, panel_height: int) -> bool:
+    """Whether an image is so much higher than its panel that a part of it is shown closer."""
+    return height > _CLOSER * _panel_size(width, height, panel_height)[1]
 
 
 def _place(plane: Image.Image, crop_box: CropBox, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:

@@ -17,10 +17,9 @@ from typing import Any
 import pages
 import torch
 from anomalib.data import MVTecAD
-from anomalib.engine import Engine
 from lightning import seed_everything
 from plus_plus import CATEGORIES, SIZE
-from small import MAPS, SEED, STEPS, Replay, build
+from small import MAPS, SEED, Replay, build, train
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
@@ -48,18 +47,7 @@ def measure(data: Path, category: str, arguments: dict[str, Any], work: Path) ->
     seed_everything(SEED, verbose=False)
     model = build(feature_cache="memory", image_size=SIZE, **arguments)
     loaded = MVTecAD(data, category, train_batch_size=8, eval_batch_size=8, num_workers=0)
-    engine = Engine(
-        default_root_dir=work / category,
-        max_epochs=-1,
-        max_steps=STEPS,
-        limit_val_batches=0,
-        logger=False,
-        accelerator="cpu",
-        enable_progress_bar=False,
-    )
-    engine.fit(model, datamodule=loaded)
-    loaded.setup()
-    model.eval()
+    train(model, loaded, work / category)
     found = {name: test(model, loaded, light) for name, light in LIGHTS.items()}
     return {shown: {name: found[name][shown] for name in LIGHTS} for shown in MAPS}
 

@@ -102,8 +102,21 @@ def measure(data: Path, category: str, name: str, work: Path) -> dict[str, Any]:
         arguments["tiles"] = {**arguments["tiles"], "per_image": per_image}
     model = build(feature_cache="memory", **arguments)
     loaded = MVTecAD(data, category, train_batch_size=frame.batch, eval_batch_size=1, num_workers=0)
+    start = time.perf_counter()
+    train(model, loaded, work / category / name)
+    seconds = time.perf_counter() - start
+    whole = model.model.view
+    views: list[View] = (
+        [TiledImage(whole.tiles._replace(second_scale=False)), whole] if len(frame.rows) > 1 else [whole]
+    )
+    tested = test(model, loaded.test_data, dict(zip(frame.rows, views, strict=True)))
+    return {"seconds": seconds, **tested}
+
+
+def train(model: InpFormer, loaded: MVTecAD, folder: Path) -> None:
+    """Train a model, which is ready to be tested then, as its data are."""
     engine = Engine(
-        default_root_dir=work / category / name,
+        default_root_dir=folder,
         max_epochs=-1,
         max_steps=STEPS,
         limit_val_batches=0,
@@ -111,17 +124,9 @@ def measure(data: Path, category: str, name: str, work: Path) -> dict[str, Any]:
         accelerator="cpu",
         enable_progress_bar=False,
     )
-    start = time.perf_counter()
     engine.fit(model, datamodule=loaded)
-    seconds = time.perf_counter() - start
     loaded.setup()
     model.eval()
-    whole = model.model.view
-    views: list[View] = (
-        [TiledImage(whole.tiles._replace(second_scale=False)), whole] if len(frame.rows) > 1 else [whole]
-    )
-    tested = test(model, loaded.test_data, dict(zip(frame.rows, views, strict=True)))
-    return {"seconds": seconds, **tested}
 
 
 def build(**arguments: Any) -> InpFormer:
