@@ -4,6 +4,7 @@
 """The frame of what is inspected: its size and its place in the image."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -127,7 +128,7 @@ def as_pair(size: int | Sequence[int], name: str) -> tuple[int, int]:
     """
     sides = np.ravel(np.array(size, dtype=object)).tolist()
     if len(sides) not in {1, 2} or not all(
-        isinstance(side, int | float) and side % 1 == 0 and side >= 1 for side in sides
+        isinstance(side, Real) and side % 1 == 0 and side >= 1 for side in sides
     ):
         msg = f"{name} must be a positive number of pixels, or height and width, got {size!r}."
         raise ValueError(msg)

@@ -189,6 +189,10 @@ class Station:
             picture = Image.composite(picture, Image.new("RGB", picture.size), mask)
         return {"background": picture, "layers": [], "composite": None}
 
+    def inspected(self, seen: list[Seen], index: int) -> tuple[dict[str, Any], float]:
+        """Show what is inspected now: the picture under the brush, and the smallest region."""
+        return self.background(seen, index), self.service.inspector.loaded.metadata.inspection.smallest_area
+
     def ignore(self, painted: dict[str, Any] | None, area: float | None, token: str, request: gr.Request) -> str:
         """Ignore what was painted, besides what is ignored already, in the file of the model."""
         layers = [np.asarray(layer)[..., 3] > 0 for layer in (painted or {}).get("layers", []) if layer is not None]
@@ -376,13 +380,12 @@ def build_page(station: Station) -> gr.Blocks:
         slider.input(lambda value: value, slider, number, **quick)
         number.change(station.histogram, number, histogram, **quick)
         move.click(station.move, [number, token], [slider, number, histogram], **quick)
-        mask_tab.select(station.background, [seen, index], editor, **quick)
-        mask_tab.select(lambda: station.service.inspector.loaded.metadata.inspection.smallest_area, None, area, **quick)
+        mask_tab.select(station.inspected, [seen, index], [editor, area], **quick)
         for button, change, given in (
             (ignore, station.ignore, [editor, area, token]),
             (everything, station.ignore_nothing, [area, token]),
         ):
-            button.click(change, given, masked, **quick).success(station.background, [seen, index], editor, **quick)
+            button.click(change, given, masked, **quick).success(station.inspected, [seen, index], [editor, area], **quick)
     return page
 
 

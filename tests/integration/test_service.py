@@ -360,6 +360,16 @@ def test_wrong_settings_end_it_at_once(exported: Path, tmp_path: Path, arguments
         pass
 
 
+def open_mask(page: Any, smallest_area: int) -> dict[str, float]:
+    """Open the page of the mask and wait for what is in force; returns the place of the picture."""
+    page.get_by_role("tab", name="Mask").click()
+    page.wait_for_function(f"document.querySelector('#area input').value === '{smallest_area}'")
+    canvas = page.locator("#editor canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(1500)  # the picture, which came with the area, is drawn
+    return canvas.bounding_box()
+
+
 @needs_browser
 def test_the_station(exported: Path, images: Path, tmp_path: Path) -> None:
     """Upload, verdict, slider, mask, feedback, in a browser that reaches nothing but the service."""
@@ -405,11 +415,8 @@ def test_the_station(exported: Path, images: Path, tmp_path: Path) -> None:
             page.wait_for_timeout(100)
         assert read_metadata(model).image.threshold == pytest.approx(before + 0.05, abs=1e-3)
 
-        page.get_by_role("tab", name="Mask").click()
-        canvas = page.locator("#editor canvas").first
-        canvas.wait_for()
-        page.wait_for_timeout(1500)
-        box = canvas.bounding_box()
+        assert server.client.put("/inspection", json={"smallest_area": 3}).status_code == 200
+        box = open_mask(page, 3)
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(x, y)
         page.mouse.down()
@@ -426,10 +433,7 @@ def test_the_station(exported: Path, images: Path, tmp_path: Path) -> None:
 
         # on a fresh page, a stroke elsewhere is ignored besides
         page.goto(server.url)
-        page.get_by_role("tab", name="Mask").click()
-        canvas.wait_for()
-        page.wait_for_timeout(1500)
-        box = canvas.bounding_box()
+        box = open_mask(page, 5)
         page.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2 - 60)
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] / 2 + 70, box["y"] + box["height"] / 2 - 70, steps=10)
