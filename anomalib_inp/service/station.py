@@ -380,12 +380,13 @@ def build_page(station: Station) -> gr.Blocks:
         slider.input(lambda value: value, slider, number, **quick)
         number.change(station.histogram, number, histogram, **quick)
         move.click(station.move, [number, token], [slider, number, histogram], **quick)
-        mask_tab.select(station.inspected, [seen, index], [editor, area], **quick)
+        in_force: dict[str, Any] = {"fn": station.inspected, "inputs": [seen, index], "outputs": [editor, area]} | quick
+        mask_tab.select(**in_force)
         for button, change, given in (
             (ignore, station.ignore, [editor, area, token]),
             (everything, station.ignore_nothing, [area, token]),
         ):
-            button.click(change, given, masked, **quick).success(station.inspected, [seen, index], [editor, area], **quick)
+            button.click(change, given, masked, **quick).success(**in_force)
     return page
 
 
