@@ -4,7 +4,6 @@
 """The frame of what is inspected: its size and its place in the image."""
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -127,7 +126,9 @@ def as_pair(size: int | Sequence[int], name: str) -> tuple[int, int]:
         ValueError: Not one or two positive numbers.
     """
     sides = np.ravel(np.array(size, dtype=object)).tolist()
-    if len(sides) not in {1, 2} or not all(isinstance(side, Real) and side % 1 == 0 and side >= 1 for side in sides):
+    if len(sides) not in {1, 2} or not all(
+        isinstance(side, int | float | np.integer | np.floating) and side % 1 == 0 and side >= 1 for side in sides
+    ):
         msg = f"{name} must be a positive number of pixels, or height and width, got {size!r}."
         raise ValueError(msg)
     return int(sides[0]), int(sides[-1])

@@ -5,7 +5,6 @@
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +56,11 @@ class Augment(NamedTuple):
             msg = f"augment has {' and '.join(cls._fields)}, got {', '.join(sorted(map(str, unknown)))}."
             raise ValueError(msg)
         for name, value in settings.items():
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float | np.integer | np.floating)
+                or not 0 <= value < 1
+            ):
                 msg = f"augment: {name} must be a number from 0 to below 1, got {value!r}."
                 raise ValueError(msg)
         if not any(settings.values()):

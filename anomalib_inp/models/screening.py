@@ -18,7 +18,7 @@ from anomalib_inp.images import as_batch, read_pixels
 from anomalib_inp.outputs import Reconstruction
 from anomalib_inp.preprocessing import InpPreProcessor
 from anomalib_inp.results.score_table import read_rows, write_rows
-from anomalib_inp.runtime.folder import THREADS, in_order
+from anomalib_inp.runtime.ahead import THREADS, in_order
 from anomalib_inp.runtime.job import Item, Job
 from anomalib_inp.runtime.metadata import Metadata
 from anomalib_inp.runtime.model import Predictions, Prepared

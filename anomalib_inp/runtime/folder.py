@@ -3,12 +3,10 @@
 
 """Predictions for a folder of images: scores and pictures, while memory stays the same however many there are."""
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,27 +19,21 @@ from anomalib_inp.pictures.strip import draw_result, panel_of
 from anomalib_inp.results.image_statistics import ImageStatistics, measure_image
 from anomalib_inp.results.score_table import GOOD
 from anomalib_inp.results.writer import ResultFiles, write_heat_map
+from anomalib_inp.runtime.ahead import THREADS, Read, in_order, predict_ahead
 from anomalib_inp.runtime.job import Item, Job
 from anomalib_inp.runtime.metadata import Metadata
-from anomalib_inp.runtime.model import ExportedModel, Prepared
-from anomalib_inp.runtime.predict import Prediction, fault_of, interpret, record_of
+from anomalib_inp.runtime.model import ExportedModel
+from anomalib_inp.runtime.predict import Prediction, fault_of, record_of
 
 GALLERY_ROWS = 6
-THREADS = min(8, os.cpu_count() or 1)
-"""Images that are read at a time, and pictures that are drawn at a time."""
-
-T = TypeVar("T")
 Observer = Callable[[Prediction, ImageStatistics], None]
-R = TypeVar("R")
 
 
-class _Read(NamedTuple):
-    """An image that was read: for the picture, and how large it is; or why it could not be."""
+class _Kept(NamedTuple):
+    """What is kept of an image that was read: for the picture, and what it is like."""
 
-    panel: Image.Image | np.ndarray | None = None
-    size: tuple[int, int] = (0, 0)
-    statistics: ImageStatistics | None = None
-    fault: ValueError | None = None
+    panel: Image.Image | np.ndarray | None
+    statistics: ImageStatistics | None
 
 
 def predict_folder(
@@ -64,53 +56,33 @@ def predict_folder(
     Raises:
         ValueError: If strict: a file is no readable image; of those before it, everything is written.
     """
-    waiting: deque[tuple[Item, _Read]] = deque()
     metadata = exported.metadata
+    ended: list[ValueError] = []
 
-    def read(item: Item) -> tuple[Item, _Read, Prepared | None]:
-        try:
-            pixels = read_pixels(item.path)
-            if item.mask is not None:
-                check_mask(item.mask, pixels)
-            panel = panel_of(pixels) if job.pictures else None
-            statistics = None if observe is None else measure_image(pixels)
-            return item, _Read(panel, (pixels.shape[1], pixels.shape[0]), statistics), exported.prepare(pixels)
-        except ValueError as error:
-            return item, _Read(fault=error), None
-
-    def batches() -> Iterator[Prepared]:
-        for item, found, batch in in_order(readers, read, job.items):
-            waiting.append((item, found))
-            if batch is not None:
-                yield batch
-            elif strict:
-                return
-
-    def faults() -> Iterator[ValueError]:
-        while waiting and (fault := waiting[0][1].fault):
-            item, _ = waiting.popleft()
-            said = str(fault) if str(item.path) in str(fault) else f"{item.path}: {fault}"
-            job.faults.append(said)
-            files.write(fault_of(job.name(item), ValueError(said), metadata, job.digest, item.kind))
-            yield ValueError(said)
+    def read(item: Item) -> Read:
+        pixels = read_pixels(item.path)
+        if item.mask is not None:
+            check_mask(item.mask, pixels)
+        panel = panel_of(pixels) if job.pictures else None
+        statistics = None if observe is None else measure_image(pixels)
+        return Read(exported.prepare(pixels), (pixels.shape[1], pixels.shape[0]), _Kept(panel, statistics))
 
     def results() -> Iterator[tuple[Item, Image.Image | np.ndarray | None, Prediction]]:
-        for outputs in exported.stream(batches()):
-            deque(faults(), maxlen=0)  # of the images before this one
-            item, found = waiting.popleft()
-            try:
-                prediction = interpret(outputs, metadata, found.size)
-            except ValueError as error:
-                waiting.appendleft((item, _Read(fault=error)))
+        for item, kept, said in predict_ahead(exported, job.items, read):
+            if isinstance(said, ValueError):
+                fault = said if str(item.path) in str(said) else ValueError(f"{item.path}: {said}")
+                job.faults.append(str(fault))
+                files.write(fault_of(job.name(item), fault, metadata, job.digest, item.kind))
                 if strict:
+                    ended.append(fault)
                     return
                 continue
-            record = record_of(job.name(item), prediction, metadata, job.digest, item.kind)
-            job.raw_scores[record["path"]] = prediction.raw_score
+            record = record_of(job.name(item), said, metadata, job.digest, item.kind)
+            job.raw_scores[record["path"]] = said.raw_score
             files.write(record)
-            if observe is not None and found.statistics is not None and not item.anomalous:
-                observe(prediction, found.statistics)
-            yield item, found.panel, prediction
+            if observe is not None and kept.statistics is not None and not item.anomalous:
+                observe(said, kept.statistics)
+            yield item, kept.panel, said
 
     def draw(result: tuple[Item, Image.Image | np.ndarray | None, Prediction]) -> tuple[Item, Prediction]:
         item, panel, prediction = result
@@ -120,15 +92,10 @@ def predict_folder(
 
     going_on = bool(job.raw_scores)
     job.note_down()
-    with (
-        ResultFiles(job.output, append=going_on) as files,
-        ThreadPoolExecutor(THREADS) as readers,
-        ThreadPoolExecutor(THREADS) as painters,
-    ):
+    with ResultFiles(job.output, append=going_on) as files, ThreadPoolExecutor(THREADS) as painters:
         yield from in_order(painters, draw, results())
-        last = list(faults())
-    if strict and last:
-        raise last[0]
+    if ended:
+        raise ended[0]
 
 
 def draw_gallery(job: Job) -> None:
@@ -136,17 +103,6 @@ def draw_gallery(job: Job) -> None:
     if chosen := list(_choose(job)):
         with replacing(job.sheet) as temporary:
             gallery([Image.open(picture) for picture in chosen]).save(temporary)
-
-
-def in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Call a function for each item in the threads of a pool, a few ahead of what is used; results come in order."""
-    running: deque[Future[R]] = deque()
-    for item in items:
-        running.append(pool.submit(function, item))
-        if len(running) > 2 * THREADS:
-            yield running.popleft().result()
-    while running:
-        yield running.popleft().result()
 
 
 def read_truth(mask: Path) -> np.ndarray:

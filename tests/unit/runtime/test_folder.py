@@ -30,7 +30,8 @@ from anomalib_inp.images import as_batch
 from anomalib_inp.pictures.strip import draw_result
 from anomalib_inp.results.writer import HEAT_MAPS
 from anomalib_inp.runtime import folder
-from anomalib_inp.runtime.folder import THREADS, draw_gallery, predict_folder
+from anomalib_inp.runtime.ahead import THREADS
+from anomalib_inp.runtime.folder import draw_gallery, predict_folder
 from anomalib_inp.runtime.job import Item, Job, find_images, plan, resume
 from anomalib_inp.runtime.metadata import Metadata, read_metadata
 from anomalib_inp.runtime.model import ExportedModel, Predictions, Prepared
