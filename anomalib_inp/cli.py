@@ -43,6 +43,8 @@ DESCRIPTION = f"""What anomalib's own command has no place for; and a front of i
 same arguments as there, say in one message what is wrong, and print a line for an epoch."""
 LISTS = {"learn": ("--images", "--exports"), "feedback": ("--false_alarms", "--missed", "--drop")}
 """Options of commands that take several files; the first is meant where none is named."""
+ALONE = {("predict", "--ray"): "local"}
+"""What an option of a command means that stands alone."""
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def main() -> None:
         if set(sys.argv[1:2]) & set(front.FORWARDED):
             front.run(sys.argv[1:])
         else:
-            sys.argv[1:] = with_lists(sys.argv[1:])
+            sys.argv[1:] = with_lists(with_values(sys.argv[1:]))
             commands: Any = {name: find_command(name) for name in COMMANDS}
             auto_cli(commands, prog="anomalib-inp", description=DESCRIPTION, version=__version__)
     except KeyboardInterrupt:
@@ -70,6 +72,15 @@ def main() -> None:
         if os.environ.get(TRACEBACK) == "1":
             raise
         sys.exit(f"anomalib-inp: {error}")
+
+
+def with_values(arguments: list[str]) -> list[str]:
+    """Give options that stand alone their value, which the parser asks for."""
+    written = []
+    for argument, after in zip(arguments, (*arguments[1:], "-"), strict=True):
+        value = ALONE.get((arguments[0], argument))
+        written += [argument, value] if value and after.startswith("-") else [argument]
+    return written
 
 
 def with_lists(arguments: list[str]) -> list[str]:

@@ -24,19 +24,24 @@ if TYPE_CHECKING:
 
 def predict(
     model: Path,
-    images: Path,
-    output: Path = Path("predictions"),
+    images: str,
+    output: str = "predictions",
     device: str = "CPU",
     precision: str | None = "f32",
     category: str | None = None,
     pictures: bool = True,
     strict: bool = False,
     resume: bool = False,
+    threads: int | None = None,
+    ray: str | None = None,
+    actors: int | tuple[int, int] | None = None,
+    heat_maps: bool = False,
 ) -> None:
     """Run an exported model on images: a picture of each, scores.csv and, where the folder tells labels, seven metrics.
 
     An image that cannot be read gets a row that says why, and the others go on; the exit code is 3 then, and 130 after
-    Ctrl-C, which leaves the results so far.
+    Ctrl-C, which leaves the results so far. With --ray, many machines predict, into Parquet files without pictures;
+    images and output may be URLs then, such as s3://bucket/folder.
 
     Args:
         model: The .xml of an OpenVINO model, or an .onnx file.
@@ -48,7 +53,23 @@ def predict(
         pictures: Whether pictures are drawn.
         strict: Whether the first image that cannot be read ends everything.
         resume: Whether to go on where an earlier run into the same folder has ended; errors are tried again.
+        threads: CPU threads; with Ray, of each actor.
+        ray: Address of a cluster of Ray, such as auto or ray://head:10001; without one, or local, this machine alone.
+        actors: How many run the model, or how many at least and at most; by default as many as there is room for.
+        heat_maps: Whether the Parquet files hold heat maps as well.
     """
+    if ray is not None:
+        if strict:
+            msg = "With --ray, images have no order that one could end: --strict is of one machine."
+            raise ValueError(msg)
+        from anomalib_inp.commands.bulk import predict_by_ray
+
+        settings: dict[str, Any] = {"device": device, "precision": precision, "category": category, "threads": threads}
+        predict_by_ray(images, model, output, ray, resume, **settings, actors=actors, heat_maps=heat_maps)
+        return
+    if actors is not None or heat_maps or "://" in images + output:
+        msg = "actors, heat_maps and URLs are for --ray; without it, heat maps are written with the pictures."
+        raise ValueError(msg)
     from rich.console import Console
     from rich.progress import track
 
@@ -56,9 +77,9 @@ def predict(
     from anomalib_inp.runtime.folder import draw_gallery, predict_folder
     from anomalib_inp.runtime.model import ExportedModel, Performance
 
-    job, console = jobs.plan(images, output, pictures, strict), Console()
+    job, console = jobs.plan(Path(images), Path(output), pictures, strict), Console()
     performance: Performance = "latency" if len(job.items) == 1 else "throughput"
-    exported = ExportedModel(model, device, precision, performance, category=category)
+    exported = ExportedModel(model, device, precision, performance, threads, category=category)
     job.describe(model, exported, f"{category} {precision}")
     if resume:
         jobs.resume(job)

@@ -99,8 +99,7 @@ class ExportedModel:
     @property
     def digest(self) -> str:
         """Fingerprint of the files of the model, thresholds and weights."""
-        path: Path = self._arguments[0]
-        return " ".join(file_digest(part) for part in (path, path.with_suffix(".bin")) if part.is_file())
+        return model_digest(self._arguments[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process, or a copy, opens the file anew."""
@@ -153,3 +152,13 @@ class ExportedModel:
             normalized, results[LABELS[kind]] = scale.normalise_and_label(raw, limit)
             results[name] = (normalized if self._exported.normalized else raw).astype(np.float32)
         return {**outputs, **results}
+
+
+def model_files(path: Path) -> list[Path]:
+    """List the files of an exported model."""
+    return [part for part in (path, path.with_suffix(".bin")) if part.is_file()]
+
+
+def model_digest(path: Path) -> str:
+    """Fingerprint of the files of an exported model, thresholds and weights."""
+    return " ".join(map(file_digest, model_files(path)))

@@ -187,7 +187,8 @@ def rows_of(
             continue
         labels = torch.tensor(run["labels"])
         limits = LIMITS.get(category)
-        groups = run["kinds"] if limits is None else [_group(area, limits) for area in run["areas"]]
+        areas = results.get(f"{category}/tiles", run)["areas"]  # of masks that are not shrunk
+        groups = run["kinds"] if limits is None else [_group(area, limits) for area in areas]
         for name in MAPS:
             for row in FRAMES[frame].rows:
                 kinds = ("share", "area") if frame == "tiles" else ("share",)

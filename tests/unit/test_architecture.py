@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "reports": {"files", "images", "pictures", "results"},
     "watching": {"files", "images", "results", "runtime", "thresholds"},
     "service": {"images", "pictures", "results", "runtime", "thresholds"},
+    "bulk": {"files", "images", "results", "runtime"},
     "exporting": {"runtime", "scoring", "files", "preprocessing", "thresholds", "evaluation"},
     "models": {
         *("encoder", "networks", "losses", "scoring", "data", "evaluation", "thresholds", "training", "pictures"),
@@ -66,7 +67,7 @@ LIGHT = (
         "pictures.gallery",
         "results",
     ),
-    *("runtime", "reports", "service", "watching", "pictures.histogram"),
+    *("runtime", "reports", "service", "watching", "bulk", "pictures.histogram"),
 )
 """What runs on a computer without PyTorch."""
 HEAVY = {

@@ -250,12 +250,14 @@ def test_predict_passes_its_options_on(run: Run, images: Path, tmp_path: Path, m
         "nut",
         "--pictures",
         "false",
+        "--threads",
+        "3",
     )
     run("predict", model, normal, *options)
     assert calls == [
-        (model, "CPU", "f32", "latency", None),
+        (model, "CPU", "f32", "latency", None, None),
         (normal, Path("predictions"), True),
-        (model, "GPU", None, "throughput", "nut"),
+        (model, "GPU", None, "throughput", 3, "nut"),
         (normal, Path("there"), False),
     ]
 
