@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 OPSET = 18  # the first in which Resize knows antialiasing
 TRACE_SIZE = (224, 320)
+IN_16_BITS = ("MatMul", "Gemm", "Conv")
+"""What multiplies matrices, in ONNX."""
 
 
 def metadata_of(model: "AnomalibModule", input_size: tuple[int, int] | None = None) -> Metadata:
@@ -154,13 +156,14 @@ def to_openvino(model: "AnomalibModule", input_size: tuple[int, int] | None = No
     return converted
 
 
-def tile_to_onnx(model: "AnomalibModule", path: Path, metadata: Metadata) -> Path:
+def tile_to_onnx(model: "AnomalibModule", path: Path, metadata: Metadata, half: bool = False) -> Path:
     """Write the graph of a tile as ONNX, with a dynamic batch.
 
     Args:
         model: A model that sees tiles.
         path: The file.
         metadata: What it says of itself.
+        half: Whether matrices are multiplied in 16 bits.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     graph, device = TileGraph(model).eval(), model.device
@@ -179,7 +182,7 @@ def tile_to_onnx(model: "AnomalibModule", path: Path, metadata: Metadata) -> Pat
             external_data=False,
             verbose=False,
         )
-        annotate_onnx(temporary, metadata)
+        finish_onnx(temporary, metadata, half)
     graph.to(device)
     return path
 
@@ -209,16 +212,70 @@ def save_openvino(model: "openvino.Model", path: Path, half: bool = False) -> Pa
     return path
 
 
-def annotate_onnx(path: Path, metadata: Metadata) -> None:
-    """Write metadata into an ONNX file, and which places count."""
+def finish_onnx(path: Path, metadata: Metadata, half: bool = False) -> None:
+    """Write metadata into an ONNX file, and which places count; leave out where in whose files each node was made.
+
+    Args:
+        path: The file.
+        metadata: What it says of itself.
+        half: Whether matrices are multiplied in 16 bits.
+    """
     import onnx
 
     model = onnx.load(path)
+    if half:
+        multiply_in_16_bits(model.graph)
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
     if metadata.inspection.mask:
         put_places(model, path, metadata)
     onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
+
+
+def multiply_in_16_bits(graph: Any) -> None:
+    """Let what multiplies matrices in the network of an ONNX graph read and write 16 bits, and keep weights in them.
+
+    All else, sums, lengths, cosines and shares, stays in 32: ONNX Runtime's own converter rounds what passes between
+    nodes that it leaves in 32 bits, thresholds too.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    shortened: dict[str, str] = {}
+    nodes = []
+
+    def in_16_bits(name: str) -> str:
+        if name not in shortened:
+            shortened[name] = f"{name}.16"
+            if name in weights:
+                values = numpy_helper.to_array(weights[name]).astype(np.float16)
+                graph.initializer.append(numpy_helper.from_array(values, shortened[name]))
+            else:
+                nodes.append(helper.make_node("Cast", [name], [shortened[name]], to=TensorProto.FLOAT16))
+        return shortened[name]
+
+    for node in graph.node:
+        if node.op_type in IN_16_BITS and _is_of_network(node):
+            node.input[:] = [in_16_bits(name) for name in node.input]
+            (output,) = node.output
+            node.output[:] = [f"{output}.32"]
+            nodes += [node, helper.make_node("Cast", [f"{output}.32"], [output], to=TensorProto.FLOAT)]
+        else:
+            nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    for field, values in ((graph.node, nodes), (graph.initializer, kept)):
+        del field[:]
+        field.extend(values)
+
+
+def _is_of_network(node: Any) -> bool:
+    """Whether a node is of the network, neither of what is done to images nor of what is read off."""
+    scopes = (entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes")
+    return any(".network'" in scope for scope in scopes)
 
 
 @contextmanager

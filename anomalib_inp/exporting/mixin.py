@@ -56,25 +56,51 @@ class InpExport(ExportMixin):
             for parameter in trained:
                 parameter.requires_grad_(True)
 
-    def to_onnx(self, export_root: Path | str, model_file_name: str = "model", *args: Any, **kwargs: Any) -> Path:
+    def to_onnx(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        *args: Any,
+        half: bool = False,
+        resize_outside: bool = False,
+        **kwargs: Any,
+    ) -> Path:
         """Export to one ONNX file that carries our metadata; arguments as in anomalib.
 
         Of a model that sees tiles, it takes tiles, and ``ExportedModel`` cuts images of any size; with ``input_size``,
         it takes images of that size.
 
+        Args:
+            export_root: Folder for the export.
+            model_file_name: Name of the file, without its suffix.
+            *args: As anomalib takes them.
+            half: Whether what multiplies matrices computes in 16 bits, and weights take half the room; distances and
+                what is normalised by lengths stay in 32.
+            resize_outside: Whether ``ExportedModel`` resizes images, and the graph takes them as they are then: for
+                TensorRT, which resizes without antialiasing.
+            **kwargs: As anomalib takes them.
+
         Raises:
-            ValueError: The model has another post-processor than ours.
+            ValueError: The model has another post-processor than ours, or ``input_size`` is given beside
+                ``resize_outside``.
         """
+        if resize_outside and not self.tiles:
+            if args or kwargs.get("input_size") is not None:
+                msg = "With resize_outside, images of any size are taken, and resized before: leave input_size out."
+                raise ValueError(msg)
+            kwargs["input_size"] = self.pre_processor.image_size
         metadata = convert.metadata_of(self, args[0] if args else kwargs.get("input_size"))
+        if resize_outside and metadata.tiling is None:
+            metadata = metadata._replace(resized=kwargs["input_size"])
         self._say_what_is_exported(metadata)
         if metadata.tiling is not None:
             folder = Path(export_root) / "weights" / ExportType.ONNX.value
             with _quiet("onnxscript", "onnx_ir", "torch.onnx"):
-                return convert.tile_to_onnx(self, folder / f"{model_file_name}.onnx", metadata)
+                return convert.tile_to_onnx(self, folder / f"{model_file_name}.onnx", metadata, half)
         options = {"opset_version": convert.OPSET, "external_data": False, "verbose": False, **kwargs}
         with _quiet("onnxscript", "onnx_ir", "torch.onnx"), convert.counting_everywhere(self):
             path = super().to_onnx(export_root, model_file_name, *args, **options)
-        convert.annotate_onnx(path, metadata)
+        convert.finish_onnx(path, metadata, half)
         return path
 
     def to_openvino(

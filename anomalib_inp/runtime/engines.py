@@ -27,30 +27,71 @@ from anomalib_inp.runtime.resize import resize
 Outputs = dict[str, np.ndarray]
 RESIZED = "resized"
 """Name of the input of a graph that begins after the resizing of the image."""
+PROVIDERS = {
+    "CPU": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+"""Devices of ONNX models, and ONNX Runtime's providers for them."""
+TENSORRT_BATCH = {"min": 1, "opt": 4, "max": 16}
+"""Images in a batch that TensorRT builds its engine for."""
 POLL = 20
 """Milliseconds between two looks at whether the first image is done."""
 
 
 class OnnxRuntime:
-    """An ONNX model on the CPU."""
+    """An ONNX model, on the CPU or on a GPU by one of ONNX Runtime's providers.
 
-    def __init__(self, path: Path, threads: int | None) -> None:
+    Args:
+        path: The file.
+        device: ``CPU``, ``cuda`` or ``tensorrt``.
+        precision: Of a GPU: ``f32`` computes in it, ``f16`` lets TensorRT take 16 bits; else the provider chooses.
+        threads: CPU threads.
+        size: Height and width that images are resized to before the graph has them; ``None`` where it resizes.
+
+    Raises:
+        ValueError: An unknown device, a provider that is not there or does not start, or no readable model.
+    """
+
+    def __init__(
+        self, path: Path, device: str, precision: str | None, threads: int | None, size: tuple[int, int] | None
+    ) -> None:
         onnxruntime = require("onnxruntime", "onnx", path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        if device not in PROVIDERS:
+            msg = f"An .onnx file runs on {', '.join(PROVIDERS)}, got {device!r}. OpenVINO's devices need an .xml."
+            raise ValueError(msg)
+        provider, self._size = PROVIDERS[device], size
+        if provider not in onnxruntime.get_available_providers():
+            msg = (
+                f"{device} needs ONNX Runtime with its {provider}; the one installed has "
+                f"{', '.join(onnxruntime.get_available_providers())}. pip uninstall onnxruntime, then "
+                "pip install 'anomalib-inp[onnx-gpu]'."
+            )
+            raise ValueError(msg)
+        providers = provider_settings(device, precision, size)
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime has many
             raise unreadable(path, error) from error
+        if provider not in self._session.get_providers():  # it would go on with another one
+            msg = (
+                f"ONNX Runtime cannot start its {provider}, and says why above: a library is missing, most often CUDA, "
+                "cuDNN or TensorRT of the version that it was built for, or there is no such GPU."
+            )
+            raise ValueError(msg)
         self._names = [output.name for output in self._session.get_outputs()]
         self._shape = self._session.get_inputs()[0].shape
 
     def prepare(self, images: np.ndarray) -> np.ndarray:
-        """The graph does all that is to be done.
+        """Bring images to the size that the graph takes, where it does not resize them.
 
         Raises:
-            ValueError: It is of another size.
+            ValueError: They are of another size than the only one.
         """
+        if self._size is not None and self._size != images.shape[2:]:
+            images = resize(images, self._size)
         check_shape(images, self._shape)
         return images
 
@@ -58,6 +99,43 @@ class OnnxRuntime:
         """Run batches one after the other."""
         for images in batches:
             yield dict(zip(self._names, self._session.run(self._names, {"input": images}), strict=True))
+
+
+def provider_settings(device: str, precision: str | None, size: tuple[int, int] | None) -> list[Any]:
+    """List the providers of a device, the one that is wanted first, with their settings.
+
+    Args:
+        device: ``CPU``, ``cuda`` or ``tensorrt``.
+        precision: As :class:`OnnxRuntime` takes it.
+        size: Height and width of the images that the graph takes.
+
+    Raises:
+        ValueError: TensorRT with a graph that resizes.
+    """
+    if device == "CPU":
+        return [PROVIDERS["CPU"]]
+    cuda = (PROVIDERS["cuda"], {"use_tf32": int(precision != "f32")})
+    if device == "cuda":
+        return [cuda]
+    if size is None:
+        msg = (
+            "TensorRT takes images of one size, and resizes none as the model does: export with "
+            "onnx_kwargs={'resize_outside': True}, which gives the same scores."
+        )
+        raise ValueError(msg)
+    folder = cache_folder("tensorrt")  # building an engine takes minutes
+    with keeping(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    shapes = {
+        f"trt_profile_{name}_shapes": f"input:{images}x3x{size[0]}x{size[1]}" for name, images in TENSORRT_BATCH.items()
+    }
+    settings = {
+        "trt_fp16_enable": precision == "f16",
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(folder),
+        **shapes,
+    }
+    return [(PROVIDERS["tensorrt"], settings), cuda]
 
 
 class Openvino:

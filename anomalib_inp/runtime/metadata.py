@@ -67,6 +67,7 @@ class Metadata(NamedTuple):
         map_size: Height and width of the map; ``None`` of exports of before, and where it depends on the image.
         share: Share of the pixels of a map that a score is the mean of, from 1 on their number; ``None`` likewise.
         tiling: How images are cut for a graph that takes tiles; ``None`` for one that takes images.
+        resized: Height and width that images are resized to before the graph has them; ``None`` where it resizes.
         references: What the normal images of the training are like, by category, empty for all: brightness, sharpness.
     """
 
@@ -85,6 +86,7 @@ class Metadata(NamedTuple):
     share: float | None = None
     references: dict[str, dict[str, list[float]]] = {}
     tiling: Tiling | None = None
+    resized: tuple[int, int] | None = None
 
     @classmethod
     def from_json(cls, text: str) -> "Metadata":
@@ -102,7 +104,7 @@ class Metadata(NamedTuple):
             "validation": ValidationScores(*values.pop("validation", NO_SCORES)),
             "inspection": Inspection(*values.pop("inspection", EVERYTHING)),
             "tiling": Tiling.read(values.pop("tiling", None)),
-            "map_size": tuple(values.pop("map_size", None) or ()) or None,
+            **{name: tuple(values.pop(name, None) or ()) or None for name in ("map_size", "resized")},
             "category_validation": {
                 name: ValidationScores(*kept) for name, kept in values.pop("category_validation", {}).items()
             },

@@ -11,7 +11,7 @@ import numpy as np
 
 from anomalib_inp.files import file_digest
 from anomalib_inp.images import Channels, as_batch
-from anomalib_inp.runtime.engines import OnnxRuntime, Openvino
+from anomalib_inp.runtime.engines import PROVIDERS, OnnxRuntime, Openvino
 from anomalib_inp.runtime.metadata import LABELS, read_metadata
 from anomalib_inp.runtime.tiled import TiledImages
 
@@ -47,9 +47,10 @@ class ExportedModel:
 
     Args:
         path: The ``.xml`` of an OpenVINO model, or an ``.onnx`` file.
-        device: OpenVINO device, such as ``CPU``, ``GPU`` or ``NPU``.
-        precision: OpenVINO's inference precision. ``f32`` gives the scores of PyTorch; ``None`` leaves the choice to
-            the device, which may be bfloat16.
+        device: OpenVINO device, such as ``CPU``, ``GPU`` or ``NPU``; of an ONNX model ``CPU``, ``cuda`` or
+            ``tensorrt``.
+        precision: Inference precision. ``f32`` gives the scores of PyTorch; ``None`` leaves the choice to the device,
+            which may be bfloat16, or TF32; ``f16`` is for TensorRT and for devices of OpenVINO that have it.
         performance: ``latency`` for the fastest answer to one image, ``throughput`` for the most images in a second;
             the latter is for :meth:`stream`.
         threads: CPU threads; ``None`` leaves the choice to the runtime.
@@ -62,7 +63,8 @@ class ExportedModel:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not an export of ours, an unknown ``performance`` or an unknown category.
+        ValueError: Not an export of ours, an unknown ``performance``, ``device`` or category, or a device whose
+            provider ONNX Runtime lacks or cannot start.
     """
 
     def __init__(
@@ -90,7 +92,11 @@ class ExportedModel:
         self.metadata = self._exported if category is None else self._exported.of_category(category)
         self._engine: OnnxRuntime | Openvino | TiledImages
         if path.suffix == ".onnx":
-            self._engine = OnnxRuntime(path, threads)
+            size = self._exported.tiling.tiles.size if self._exported.tiling else self._exported.resized
+            self._engine = OnnxRuntime(path, device, precision, threads, size)
+        elif device in PROVIDERS and device != "CPU":
+            msg = f"{device} runs .onnx files, got {path.name}: export with --export_type onnx."
+            raise ValueError(msg)
         else:
             self._engine = Openvino(path, device, {name: value for name, value in settings.items() if value})
         if self._exported.tiling is not None:
