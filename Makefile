@@ -7,7 +7,7 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help venv demo test test-all check format bench-accuracy bench-drift bench-hostile bench-int8 bench-learning bench-light bench-load bench-minutes \
-	bench-plus-plus bench-pseudo bench-scale bench-gpu bench-settings bench-small bench-speed bench-tiles clean report-gpu setting-pictures test-gpu
+	bench-plus-plus bench-pseudo bench-ray bench-scale bench-gpu bench-settings bench-small bench-speed bench-tiles clean report-gpu setting-pictures test-gpu
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,9 @@ setting-pictures: .venv/.stamp-demo ## Draw the missing pictures of the pages on
 
 bench-pseudo: .venv/.stamp-demo ## Measure how fast pseudo-anomalies are made, and draw some
 	$(BIN)/python tests/bench/pseudo_anomalies.py
+
+bench-ray: .venv/.stamp-test ## Measure what bulk prediction by Ray costs, and its memory
+	$(BIN)/python tests/bench/many_machines.py
 
 bench-scale: .venv/.stamp-demo ## Measure training from 1,000 to 100,000 cached images
 	$(BIN)/python tests/bench/scale.py

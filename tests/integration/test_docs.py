@@ -48,6 +48,7 @@ WITH_EXAMPLES = [ROOT / "README.md"] + [
         "memory",
         "screen",
         "small_defects",
+        "many_machines",
         "architecture",
     )
 ]
