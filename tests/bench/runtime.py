@@ -8,7 +8,6 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +79,7 @@ def measured(*command: object) -> Cost:
     while process.poll() is None:
         time.sleep(0.005)
         # not what the system reports at its end: that counts the memory of this process, which it was forked from
-        peak = max(peak, memory_peak(process.pid))
+        peak = max(peak, pages.memory_peak(process.pid))
     seconds = time.perf_counter() - began
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, process.args)
@@ -91,14 +90,6 @@ def processor_time() -> float:
     """Seconds of all processors that the processes which have ended took."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
-
-
-def memory_peak(process: int) -> float:
-    """Highest resident memory of a process so far, in MB; 0 once it has ended. Linux only."""
-    with suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-    return 0.0
 
 
 def start(exports: dict[str, Path], image: Path, folder: Path, rounds: int) -> dict[str, list[Cost]]:
