@@ -161,9 +161,14 @@ def as_batch(images: Any, channels: Channels = "rgb") -> np.ndarray:
     if channels == "bgr":
         batch = batch[:, ::-1]
     if batch.dtype.name in WHITE:
-        return batch * np.float32(1 / WHITE[batch.dtype.name])
+        return scaled(batch)
     check_values(batch.dtype.name, batch)
     return batch.astype(np.float32, copy=False)
+
+
+def scaled(pixels: np.ndarray) -> np.ndarray:
+    """Bring pixels of uint8 or uint16, of any shape, to float32 in [0, 1]."""
+    return pixels * np.float32(1 / WHITE[pixels.dtype.name])
 
 
 def channels_first(images: Any) -> Any:

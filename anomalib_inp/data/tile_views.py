@@ -17,7 +17,7 @@ from torchvision.tv_tensors import Image, Mask
 
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.files import first_few
-from anomalib_inp.images import Header, as_batch, read_header, read_pixels
+from anomalib_inp.images import Header, as_batch, read_header, read_pixels, scaled
 from anomalib_inp.preprocessing import steps_of
 from anomalib_inp.tiles import Tiles
 
@@ -92,7 +92,8 @@ class TileViews(AnomalibDataset):
         """Cut a tile ``(3, h, w)`` out of an image, or resize the image to one, with values in [0, 1]."""
         height, width = self.tiles.size
         if row == WHOLE:
-            return resize(_scaled(image), [height, width], antialias=True)
+            # one colour after the other: all of a large image in 32 bits is much beside it
+            return torch.cat([resize(_scaled(plane), [height, width], antialias=True) for plane in image.split(1)])
         if self.anew:
             row, column = (
                 int(torch.randint(side - tile + 1, ()))
@@ -161,6 +162,6 @@ def _places(tiles: Tiles, size: tuple[int, int], per_image: int | None, generato
     return np.concatenate([places, np.full((copies, 2), WHOLE)])
 
 
-def _scaled(tile: Tensor) -> Tensor:
-    """Bring pixels ``(3, h, w)`` to [0, 1]."""
-    return tile if tile.is_floating_point() else torch.from_numpy(as_batch(tile.permute(1, 2, 0).numpy()))[0]
+def _scaled(pixels: Tensor) -> Tensor:
+    """Bring pixels ``(C, h, w)`` to [0, 1]."""
+    return pixels if pixels.is_floating_point() else torch.from_numpy(scaled(pixels.numpy()))

