@@ -3,7 +3,7 @@
 
 """Grey images of 16 bits, which anomalib's reader clips to white: scaled by their range instead."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from anomalib.data import AnomalibDataset, ImageBatch
 from lightning.pytorch.utilities import rank_zero_info
-from pandas import DataFrame
 from torch import Tensor
 from torchvision.tv_tensors import Image, Mask
 
+from anomalib_inp.data.wrapped import WrappedImages
 from anomalib_inp.files import first_few
 from anomalib_inp.images import Header, as_batch, is_deep_file, read_header, read_pixels
 
 
-class DeepImages(AnomalibDataset):
+class DeepImages(WrappedImages):
     """A data set whose images of 16 bits are read by their range; all others, and masks, as the data set reads them.
 
     Args:
@@ -27,33 +27,8 @@ class DeepImages(AnomalibDataset):
     """
 
     def __init__(self, images: AnomalibDataset) -> None:
-        self.images = images
-        super().__init__(images.augmentations)
+        super().__init__(images)
         images.augmentations = None
-
-    @property
-    def samples(self) -> DataFrame:
-        """Table of the images."""
-        return self.images.samples
-
-    @samples.setter
-    def samples(self, samples: DataFrame) -> None:
-        self.images.samples = samples
-
-    @property
-    def name(self) -> str:
-        """Name of the data set."""
-        return self.images.name
-
-    @property
-    def category(self) -> str | None:
-        """Category of the data set."""
-        return self.images.category
-
-    @property
-    def collate_fn(self) -> Callable:
-        """How images become a batch."""
-        return self.images.collate_fn
 
     def __getitem__(self, index: int) -> Any:
         """Read an image."""

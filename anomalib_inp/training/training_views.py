@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import Transform
 from anomalib_inp.data.changed_views import NUM_VIEWS, Augment, ChangedViews
 from anomalib_inp.data.file_checks import DataError
 from anomalib_inp.data.tile_views import TileViews, check_sizes, size_of
+from anomalib_inp.data.wrapped import LargeImages
 from anomalib_inp.tiles import Tiles
 
 EVALUATED = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",)}
@@ -53,7 +54,7 @@ class TrainingViews(Callback):
         self.per_image = per_image
         self.augment = augment
         self.anew = anew
-        self._images: AnomalibDataset | None = None
+        self._images: dict[str, AnomalibDataset] = {}
         self._eval_batch_size: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -71,12 +72,13 @@ class TrainingViews(Callback):
         if self.tiles is not None and pre_processor.fixed_size is None:
             # in a batch, anomalib brings images to one size
             self._eval_batch_size, data.eval_batch_size = self._eval_batch_size or data.eval_batch_size, 1
-            tables = [
-                getattr(getattr(data, f"{split}_data", None), "samples", None) for split in EVALUATED.get(stage, ())
-            ]
+            evaluated = {f"{split}_data": getattr(data, f"{split}_data", None) for split in EVALUATED.get(stage, ())}
+            found = {name: images for name, images in evaluated.items() if isinstance(images, AnomalibDataset)}
             # validation images may be the test images: each header is read once
-            paths = list(dict.fromkeys(path for table in tables if table is not None for path in table.image_path))
+            paths = list(dict.fromkeys(path for images in found.values() for path in images.samples.image_path))
             check_sizes(paths, list(map(size_of, paths)), self.tiles)
+            for name, images in found.items():
+                self._put(data, name, LargeImages(images))
         if stage != "fit":
             return
         images = views = data.train_data
@@ -86,7 +88,7 @@ class TrainingViews(Callback):
             views = ChangedViews(views, self.augment, self.anew)
             often = "anew in each epoch" if self.anew else f"as {NUM_VIEWS} views of each"
             rank_zero_info(f"Augment: noise up to {self.augment.noise:g}, light by {self.augment.light:.0%}, {often}.")
-        data.train_data, self._images = views, images
+        self._put(data, "train_data", views)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the images back."""
@@ -108,8 +110,13 @@ class TrainingViews(Callback):
         )
         return cut
 
+    def _put(self, data: Any, name: str, images: AnomalibDataset) -> None:
+        self._images.setdefault(name, getattr(data, name))
+        setattr(data, name, images)
+
     def _give_back(self, trainer: Trainer) -> None:
-        if self._images is not None:
-            trainer.datamodule.train_data, self._images = self._images, None
+        for name, images in self._images.items():
+            setattr(trainer.datamodule, name, images)
+        self._images.clear()
         if self._eval_batch_size is not None:
             trainer.datamodule.eval_batch_size, self._eval_batch_size = self._eval_batch_size, None
