@@ -67,7 +67,7 @@ def predict(
         settings: dict[str, Any] = {"device": device, "precision": precision, "category": category, "threads": threads}
         predict_by_ray(images, model, output, ray, resume, **settings, actors=actors, heat_maps=heat_maps)
         return
-    if actors is not None or heat_maps or "://" in images + output:
+    if actors is not None or heat_maps or "://" in f"{images} {output}":
         msg = "actors, heat_maps and URLs are for --ray; without it, heat maps are written with the pictures."
         raise ValueError(msg)
     from rich.console import Console

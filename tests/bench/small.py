@@ -250,7 +250,7 @@ def to_time(frame: str) -> InpFormer:
 def memory_of(frame: str) -> float:
     """Score one image of 2,048 x 1,536; returns the peak memory of this process in GB."""
     _run(to_time(frame), _image(SIZES[1]))
-    return pages.memory_peak() / 1000
+    return pages.memory_peak() * 2**20 / 1e9
 
 
 def memory_of_training(work: Path) -> float:
@@ -279,7 +279,7 @@ def memory_of_training(work: Path) -> float:
     )
     engine.fit(model, datamodule=data)
     engine.test(model, datamodule=data)
-    return pages.memory_peak() / 1000
+    return pages.memory_peak() * 2**20 / 1e9
 
 
 def _image(size: tuple[int, int]) -> Tensor:
