@@ -15,6 +15,7 @@ import pyarrow as pa
 import ray
 from PIL import Image
 from ray.data import ActorPoolStrategy, Dataset
+from ray.data.dataset import MaterializedDataset
 
 from anomalib_inp.files import cache_folder, locked, replacing
 from anomalib_inp.images import as_batch, decode_pixels
@@ -106,14 +107,16 @@ def predict_dataset(
         msg = f"Expected one actor or more, each with one thread or more, got {actors} actors with {threads} threads."
         raise ValueError(msg)
     settings = {"device": device, "precision": precision, "threads": threads, "category": category}
-    room = max(1, sum(count // threads for count in cores))
+    # What is not read yet is read by tasks, of one core each: actors that have all would wait for them forever.
+    free = sum(cores) if isinstance(dataset, MaterializedDataset) else sum(cores) - 1
+    room = max(1, min(sum(count // threads for count in cores), free // threads))
     return dataset.map_batches(
         Predictor,
         batch_format="numpy",
         batch_size=BATCH,
         compute=ActorPoolStrategy(min_size=least or 1, max_size=most, initial_size=least or room),
         fn_constructor_args=(ray.put(files), str(path), model_digest(path), settings, heat_maps),
-        num_cpus=threads,
+        num_cpus=min(threads, free / (least or room)),
         num_gpus=1 if device in GPUS else None,
         udf_modifying_row_count=False,
         **resources,
