@@ -22,6 +22,7 @@ from anomalib_inp.images import as_batch, decode_pixels
 from anomalib_inp.results.records import Record
 from anomalib_inp.results.writer import heat_map_image
 from anomalib_inp.runtime.ahead import Read, predict_ahead
+from anomalib_inp.runtime.engines import GPUS
 from anomalib_inp.runtime.metadata import read_metadata
 from anomalib_inp.runtime.model import ExportedModel, model_digest, model_files
 from anomalib_inp.runtime.predict import fault_of, record_of
@@ -34,8 +35,6 @@ BATCH = 32
 """Images that an actor takes at a time; Ray gives out no smaller parts."""
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Pixels of an image: what Pillow takes for no bomb."""
-GPUS = ("cuda", "tensorrt")
-"""Devices that an actor has one GPU of Ray's for."""
 
 REGION = pa.struct({
     "box": pa.list_(pa.int64()),

@@ -68,11 +68,11 @@ class Output:
         names = set[str]()
         for file in self.files():
             with self.filesystem.open(file, "rb") as opened:
-                errors = pq.read_table(opened, columns=["error"])["error"]
-            if errors.null_count < len(errors):
-                self._keep(file, pc.is_null(errors))
-            with self.filesystem.open(file, "rb") as opened:
-                names.update(pq.read_table(opened, columns=[PATH])[PATH].to_pylist())
+                table = pq.read_table(opened, columns=[PATH, "error"])
+            said = pc.is_null(table["error"])
+            names.update(table.filter(said)[PATH].to_pylist())
+            if table["error"].null_count < len(table):
+                self._keep(file, said)
         return names
 
     def _keep(self, file: str, rows: Any) -> None:

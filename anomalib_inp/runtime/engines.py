@@ -33,6 +33,7 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 """Devices of ONNX models, and ONNX Runtime's providers for them."""
+GPUS = tuple(device for device in PROVIDERS if device != "CPU")
 TENSORRT_BATCH = {"min": 1, "opt": 4, "max": 16}
 """Images in a batch that TensorRT builds its engine for."""
 POLL = 20

@@ -11,7 +11,7 @@ import numpy as np
 
 from anomalib_inp.files import file_digest
 from anomalib_inp.images import Channels, as_batch
-from anomalib_inp.runtime.engines import PROVIDERS, OnnxRuntime, Openvino
+from anomalib_inp.runtime.engines import GPUS, OnnxRuntime, Openvino
 from anomalib_inp.runtime.metadata import LABELS, read_metadata
 from anomalib_inp.runtime.tiled import TiledImages
 
@@ -94,7 +94,7 @@ class ExportedModel:
         if path.suffix == ".onnx":
             size = self._exported.tiling.tiles.size if self._exported.tiling else self._exported.resized
             self._engine = OnnxRuntime(path, device, precision, threads, size)
-        elif device in PROVIDERS and device != "CPU":
+        elif device in GPUS:
             msg = f"{device} runs .onnx files, got {path.name}: export with --export_type onnx."
             raise ValueError(msg)
         else:
