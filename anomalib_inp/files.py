@@ -100,11 +100,16 @@ def partial_of(path: Path) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes of this computer, and threads, from changing a file meanwhile; they wait."""
+    """Keep other processes of this computer, and threads, from changing a file meanwhile; they wait.
+
+    Who keeps it already may keep it once more.
+    """
     name = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=16).hexdigest()
     with ExitStack() as stack:
         with suppress(OSError):  # a disk that is full, or another user's lock: better unlocked than not at all
-            stack.enter_context(FileLock(Path(tempfile.gettempdir(), f"anomalib-inp-{name}.lock"), mode=0o666))
+            stack.enter_context(
+                FileLock(Path(tempfile.gettempdir(), f"anomalib-inp-{name}.lock"), mode=0o666, is_singleton=True)
+            )
         yield
 
 

@@ -4,13 +4,15 @@
 """Images as they come, in files or arrays: their pixels as models take them, or one sentence that refuses them."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+T = TypeVar("T")
 Channels = Literal["rgb", "bgr"]
 
 WHITE = {"uint8": 255, "uint16": 65535}
@@ -48,7 +50,16 @@ def read_pixels(path: str | Path) -> np.ndarray:
     Raises:
         ValueError: The file is no readable image.
     """
-    return _read(path, str(path))
+    return _read(path, str(path), _pixels_of)
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """Read an image to be drawn, RGB of 8 bits, as :func:`read_pixels` does; a large one is held once.
+
+    Raises:
+        ValueError: The file is no readable image.
+    """
+    return _read(path, str(path), _picture_of)
 
 
 def decode_pixels(content: bytes, name: str, most: int) -> np.ndarray:
@@ -62,14 +73,16 @@ def decode_pixels(content: bytes, name: str, most: int) -> np.ndarray:
     Raises:
         ValueError: It is no readable image, or too large.
     """
-    return _read(io.BytesIO(content), name, most)
+    return _read(io.BytesIO(content), name, _pixels_of, most)
 
 
-def _read(file: str | Path | io.BytesIO, name: str, most: int | None = None) -> np.ndarray:
+def _read(
+    file: str | Path | io.BytesIO, name: str, content_of: Callable[[Image.Image], T], most: int | None = None
+) -> T:
     try:
         with Image.open(file, formats=None if most is None else FORMATS) as image:
             _check_size(image.width, image.height, most)
-            return _pixels_of(image)
+            return content_of(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # a broken PNG is a syntax error
         msg = f"{name} is no readable image: {str(error).replace(repr(file), 'its content')}"
         raise ValueError(msg) from error
@@ -129,7 +142,19 @@ def _pixels_of(image: Image.Image) -> np.ndarray:
         if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC, 1) == WHITE_IS_ZERO:
             pixels = WHITE["uint16"] - pixels
         return np.repeat(pixels[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(_as_rgb(image))
+
+
+def _picture_of(image: Image.Image) -> Image.Image:
+    if is_deep(image) or _mode_fault(image):
+        pixels = _pixels_of(image)
+        return Image.fromarray((pixels >> 8).astype(np.uint8))
+    image.load()
+    return _as_rgb(image)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB already
 
 
 def _mode_fault(image: Image.Image) -> str | None:
@@ -202,7 +227,9 @@ def check_values(dtype: str, images: Any, slack: float = ROUNDING) -> None:
     if not dtype.startswith(("float", "bfloat")):
         msg = f"Expected an image of uint8, uint16, or floating-point values in [0, 1], got {dtype}."
         raise ValueError(msg)
-    lowest, highest = float(images.min()), float(images.max())  # of NaN, either is NaN, and nothing is above it
+    # amin reads a tensor where it lies, which min copies first
+    ends = (images.amin(), images.amax()) if hasattr(images, "amin") else (images.min(), images.max())
+    lowest, highest = map(float, ends)  # of NaN, either is NaN, and nothing is above it
     if not (lowest >= -slack and highest <= 1 + slack):
         msg = (
             f"Floating-point values of an image must lie in [0, 1], got {lowest:g} to {highest:g}: divide by the value "

@@ -17,7 +17,7 @@ from PIL import Image
 from anomalib_inp.data.loaders import image_paths_of
 from anomalib_inp.data.subset import Subset
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
-from anomalib_inp.images import read_pixels
+from anomalib_inp.images import read_picture
 from anomalib_inp.pictures.names import common_root, picture_names
 from anomalib_inp.pictures.strip import draw_result, place_mask, to_rgb
 from anomalib_inp.preprocessing import crop_box_of
@@ -180,7 +180,7 @@ def short_name(path: str | None, category: str = "") -> str:
 def _item_image(item: ImageItem | NumpyImageItem) -> Image.Image:
     if item.image_path:
         # Opened as anomalib opens it (no EXIF rotation): the map belongs to those pixels.
-        return to_rgb(read_pixels(item.image_path))
+        return read_picture(item.image_path)
     pixels = to_array(item.image)
     if isinstance(item, ImageItem):
         pixels = pixels.transpose(1, 2, 0)

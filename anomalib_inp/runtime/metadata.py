@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from anomalib_inp.files import locked, partial_of
 from anomalib_inp.frame import CropBox
 from anomalib_inp.results.inspection import EVERYTHING, Inspection
 from anomalib_inp.thresholds.scale import NO_SCORES, Scale, ValidationScores
@@ -170,7 +172,7 @@ def read_metadata(path: str | Path) -> Metadata:
         msg = f"Expected the .xml of an exported OpenVINO model or an .onnx file, got {path}: {wrong}."
         raise FileNotFoundError(msg)
     try:
-        text = (_onnx_text if path.suffix == ".onnx" else _openvino_text)(path)
+        text = _onnx_text(path) if path.suffix == ".onnx" else _complete_text(path)
     except MismatchError:
         raise
     except Exception as error:  # whatever a broken file leads to
@@ -223,16 +225,25 @@ def _fields(content: bytes | mmap) -> Iterator[tuple[int, int, int]]:
         yield field, start, position
 
 
+def _complete_text(path: Path) -> str | None:
+    """Read an OpenVINO model that another process may be changing, or that a killed one has half changed."""
+    with suppress(MismatchError):
+        return _openvino_text(path)
+    with locked(path):  # whoever was changing it has ended
+        unfinished = partial_of(path)
+        with suppress(MismatchError):
+            return _openvino_text(path)
+        if unfinished.is_file():  # as a kill leaves it
+            unfinished.replace(path)
+        return _openvino_text(path)
+
+
 def _openvino_text(path: Path) -> str | None:
     path.with_suffix(".bin").stat()
     # Not by OpenVINO, which would build the model: this is the text of an attribute of one of the last elements.
     tree = ElementTree.parse(path)  # noqa: S314 - Python's parser limits what entities expand to
     tag, entry = (tree.find(f"rt_info/{name}") for name in (TAG, KEY))
     if tag is not None and tag.get("value") != _last_bytes(path.with_suffix(".bin")):
-        unfinished = path.with_name(f".{path.stem}.partial{path.suffix}")  # as a kill leaves it
-        if unfinished.is_file():
-            unfinished.replace(path)
-            return _openvino_text(path)
         msg = f"{path} and its .bin were not written together: take both from one export."
         raise MismatchError(msg)
     return None if entry is None else entry.get("value")

@@ -62,10 +62,10 @@ class LimitUploads:
             await self._refuse(too_large, send)
             return
         loop, count, started, refused = asyncio.get_running_loop(), 0, False, list[RefusedError]()
-        ends, complete = loop.time() + self.seconds, False
+        ends, complete, gone = loop.time() + self.seconds, False, False
 
         async def counted() -> MutableMapping[str, Any]:
-            nonlocal count, complete
+            nonlocal count, complete, gone
             if complete:  # what comes behind the body is the client going away, whenever that is
                 return await receive()
             try:
@@ -73,7 +73,8 @@ class LimitUploads:
             except asyncio.TimeoutError:
                 refused.append(RefusedError(408, "slow", f"The request did not come in within {self.seconds:g} s."))
                 raise refused[0] from None
-            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            gone = message["type"] == "http.disconnect"
+            complete = gone or not message.get("more_body", False)
             count += len(message.get("body", b""))
             if count > self.most:
                 refused.append(too_large)
@@ -89,8 +90,8 @@ class LimitUploads:
 
         try:
             await self.app(scope, counted, watched)
-        except RefusedError:
-            if not refused:
+        except Exception:
+            if not refused and not gone:  # whoever left in the middle of an upload is told nothing
                 raise
         if refused and not started:
             await self._refuse(refused[0], send)

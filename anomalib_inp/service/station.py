@@ -373,8 +373,7 @@ def build_page(station: Station) -> gr.Blocks:
         gallery.select(station.choose, seen, [index, *shown], **quick)
         alarm.click(_marking(station, "false_alarm"), [seen, index, token], marked, **quick)
         missed.click(_marking(station, "missed"), [seen, index, token], marked, **quick)
-        for event in (page.load, threshold_tab.select):
-            event(station.thresholds, None, [slider, number, histogram], **quick)
+        threshold_tab.select(station.thresholds, None, [slider, number, histogram], **quick)
         drift_tab.select(station.drift, None, drift, **quick)
         gr.Timer(10).tick(station.drift, None, drift, **quick)
         slider.input(lambda value: value, slider, number, **quick)

@@ -262,6 +262,19 @@ def test_files_of_two_models(exported: Path, image: Path, tmp_path: Path) -> Non
             use(exported)
 
 
+def test_reading_while_another_process_changes(exported: Path) -> None:
+    """Between one file and the other, a reader waits; it moves no file under the hands of the writer."""
+    changes = "[time.sleep(0.1) or edit.set_thresholds(path, image=0.5 + 0.01 * index) for index in range(1, 41)]"
+    command = f"import time; from anomalib_inp.runtime import edit; path = {str(exported)!r}; {changes}"
+    with subprocess.Popen([sys.executable, "-c", command]) as process:
+        seen = {read_metadata(exported).image.threshold}
+        while process.poll() is None:
+            seen.add(read_metadata(exported).image.threshold)
+    assert process.returncode == 0
+    assert len(seen) > 10
+    assert read_metadata(exported).image.threshold == pytest.approx(0.9)
+
+
 def test_changes_at_once_are_all_made(exported: Path, mask: Path) -> None:
     """Thresholds and masks, by six processes at a time."""
     changes = [f"edit.set_thresholds({str(exported)!r}, image={0.5 + 0.01 * index})" for index in range(3)]

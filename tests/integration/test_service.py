@@ -163,6 +163,21 @@ def test_a_slow_upload_is_ended(server: Server) -> None:
         assert 4 < time.monotonic() - begin < 12
 
 
+def test_who_leaves_in_the_middle_is_no_error(server: Server) -> None:
+    """Of the service, and of the station's own uploads: a page that is closed."""
+    body = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\nabc'
+    for path in (b"/predict", b"/gradio_api/upload"):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(
+                b"POST " + path + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+                b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + body
+            )
+            time.sleep(0.3)
+    time.sleep(0.5)
+    assert server.client.get("/health").status_code == 200
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_settings_health_and_counts(server: Server, exported: Path, images: Path) -> None:
     said = server.client.get("/model").json()
     metadata = read_metadata(exported)
@@ -179,6 +194,7 @@ def test_settings_health_and_counts(server: Server, exported: Path, images: Path
     before = count()
     server.client.post("/predict", files=files(images))
     assert count() == before + len(NAMES)
+    assert server.client.post("/predict", content=b"x" * (2 * 2**20 + 1)).status_code == 413
     text = server.client.get("/metrics").text
     for name in ("anomalib_inp_image_seconds_bucket", "anomalib_inp_score_bucket", "anomalib_inp_queue_length 0.0"):
         assert name in text
@@ -398,8 +414,10 @@ def test_the_station(exported: Path, images: Path, tmp_path: Path) -> None:
 
         page.get_by_role("tab", name="Threshold").click()
         page.locator("#histogram svg").wait_for()
+        page.wait_for_function("document.querySelector('#number input').value !== ''")
         before = read_metadata(model).image.threshold
         number = page.locator("#number input")
+        assert float(number.input_value()) == pytest.approx(before, abs=1e-3)
         number.fill("")
         page.locator("#histogram").get_by_text("There is no number").wait_for()
         page.locator("#move").click()
