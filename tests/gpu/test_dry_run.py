@@ -103,7 +103,7 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
         "inference/ViT-B/14/batch 1/float32": {"ms": 5.0, "images_per_second": 200.0, "map_off_by": 0.0},
         "inference/ViT-B/14/batch 32/float32": {"ms": 64.0, "images_per_second": 500.0, "map_off_by": 0.0},
         "loading/ViT-B/14/memory, 8 workers": {"ms": 12.0, "images_per_second": 1300.0, "filled_per_second": 900.0},
-        "onnx/ViT-B/14/CUDA": {"batch 1": {"ms": 4.0}, "batch 32": {"ms": 64.0}},
+        "onnx/ViT-B/14/cuda/half": {"batch 1": {"ms": 4.0}, "batch 16": {"ms": 32.0}},
     }
     first = results_of("H100", tmp_path, **parts)
     again = results_of("H100", tmp_path, **{"training/ViT-B/14/cached, bfloat16": {**step, "ms": 8.0}})
@@ -113,6 +113,6 @@ def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
     assert "| cached, bfloat16 | 8.0 | 1600 | 40 % | 2.0 |" in text
     assert "| float32 | 5.00 | 500 | 0.0e+00 |" in text
     assert "| memory, 8 workers | 12.0 | 1300 | 900 |" in text
-    assert "| ViT-B/14 | CUDA | 4.00 | 500 |" in text
+    assert "| ViT-B/14 | cuda/half | 4.00 | 500 |" in text
     with pytest.raises(ValueError, match="a table has one card"):
         merged([first, results_of("H200", tmp_path)])
