@@ -335,7 +335,7 @@ def main() -> None:
         results.get(key, run)
         values, machine = results.values, pages.machine()
         note = f"Per cent. Seed {SEED}. {machine}, float32."
-        timed = f"An image of 2,048 x 1,536, medians of 3; memory is the peak of the process. {machine}."
+        timed = f"Medians of 3; memory is the peak of the process on an image of 2,048 x 1,536. {machine}."
         made = [category for category in ("grass", "brick") if f"{category}/tiles" in values]
         tables = {
             "small-large": defects(values, made, [f"{area:g}" for area in AREAS]),

