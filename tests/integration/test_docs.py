@@ -136,8 +136,16 @@ def run_and_end(arguments: list[str]) -> None:
         process.kill()
 
 
+@pytest.fixture
+def _ray_ends() -> Iterator[None]:
+    """What an example has begun in this process ends: other tests begin their own."""
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
 @pytest.mark.timeout(1500)  # the examples of all pages
-@pytest.mark.usefixtures("_measured_here")
+@pytest.mark.usefixtures("_measured_here", "_ray_ends")
 def test_examples_run(tiny_encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a reader would: page after page, in one folder, in one go; importing anomalib takes longer than most of it."""
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
