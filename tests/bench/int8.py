@@ -74,7 +74,7 @@ def main() -> None:
     rows = []
     for category in CATEGORIES:
         values = results.get(category, partial(compare, category, arguments.data))
-        rows += [[category, kind, *(f"{100 * values[kind][name]:.2f}" for name in COLUMNS)] for kind in KINDS]
+        rows += [[category, kind, *(f"{100 * values[kind][name]:.2f}" for name in COLUMNS)] for kind in values]
     text = pages.table(["category", "export", *COLUMNS.values()], rows, "  rrrrrrr")
     pages.replace(arguments.out, "int8", f"{text}\n\nPer cent; {pages.machine()}.")
 
