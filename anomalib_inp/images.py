@@ -142,19 +142,14 @@ def _pixels_of(image: Image.Image) -> np.ndarray:
         if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC, 1) == WHITE_IS_ZERO:
             pixels = WHITE["uint16"] - pixels
         return np.repeat(pixels[..., None], 3, axis=2)
-    return np.asarray(_as_rgb(image))
+    return np.asarray(to_rgb(image))
 
 
 def _picture_of(image: Image.Image) -> Image.Image:
     if is_deep(image) or _mode_fault(image):
-        pixels = _pixels_of(image)
-        return Image.fromarray((pixels >> 8).astype(np.uint8))
+        return to_rgb(_pixels_of(image))
     image.load()
-    return _as_rgb(image)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB already
+    return to_rgb(image)
 
 
 def _mode_fault(image: Image.Image) -> str | None:
@@ -211,6 +206,27 @@ def channels_first(images: Any) -> Any:
         raise ValueError(msg)
     batch = images if len(shape) == 4 else images[None]
     return batch if batch.shape[1] == 3 else batch.swapaxes(1, 3).swapaxes(2, 3)
+
+
+def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
+    """Turn a PIL image, or uint8 or uint16 ``(H, W, 3)`` or ``(H, W)``, into an RGB image.
+
+    Raises:
+        ValueError: An array of another type or shape.
+    """
+    if isinstance(image, Image.Image):
+        if not is_deep(image):
+            return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB already
+        image = np.asarray(image).astype(np.uint16)
+    if image.dtype.name not in WHITE or image.ndim not in {2, 3} or (image.ndim == 3 and image.shape[2] not in {1, 3}):
+        msg = (
+            f"An image array must be uint8 or uint16 of shape (H, W, 3) or (H, W), got {image.dtype} of shape "
+            f"{image.shape}. Scale floats to 0..255 and put channels last."
+        )
+        raise ValueError(msg)
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    return to_rgb(Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image))
 
 
 def check_values(dtype: str, images: Any, slack: float = ROUNDING) -> None:

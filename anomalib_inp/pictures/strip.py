@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
-from anomalib_inp.images import WHITE, is_deep
+from anomalib_inp.images import to_rgb
 
 PAPER, LINE, INK, _FAINT = (255, 255, 255), (208, 212, 218), (32, 36, 42), (104, 112, 122)
 _TRUTH, _FOUND, _FINE, _WRONG = (0, 214, 143), (235, 32, 38), (0, 128, 72), (176, 92, 0)
@@ -212,27 +212,6 @@ def _score_text(score: float | None, raw_score: float | None) -> str:
     if score is None:
         return ""
     return f"score {score:.2f}" + ("" if raw_score in {None, score} else f" (raw {raw_score:.4f})")
-
-
-def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
-    """Turn a PIL image, or uint8 or uint16 ``(H, W, 3)`` or ``(H, W)``, into an RGB image.
-
-    Raises:
-        ValueError: An array of another type or shape.
-    """
-    if isinstance(image, Image.Image):
-        if not is_deep(image):
-            return image if image.mode == "RGB" else image.convert("RGB")
-        image = np.asarray(image).astype(np.uint16)
-    if image.dtype.name not in WHITE or image.ndim not in {2, 3} or (image.ndim == 3 and image.shape[2] not in {1, 3}):
-        msg = (
-            f"An image array must be uint8 or uint16 of shape (H, W, 3) or (H, W), got {image.dtype} of shape "
-            f"{image.shape}. Scale floats to 0..255 and put channels last."
-        )
-        raise ValueError(msg)
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image).convert("RGB")
 
 
 def panel_image(image: Image.Image | np.ndarray, height: int = 256) -> Image.Image:

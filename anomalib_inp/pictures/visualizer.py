@@ -17,9 +17,9 @@ from PIL import Image
 from anomalib_inp.data.loaders import image_paths_of
 from anomalib_inp.data.subset import Subset
 from anomalib_inp.frame import WHOLE_IMAGE, CropBox
-from anomalib_inp.images import read_picture
+from anomalib_inp.images import read_picture, to_rgb
 from anomalib_inp.pictures.names import common_root, picture_names
-from anomalib_inp.pictures.strip import draw_result, place_mask, to_rgb
+from anomalib_inp.pictures.strip import draw_result, place_mask
 from anomalib_inp.preprocessing import crop_box_of
 from anomalib_inp.training.results_folder import results_folder
 

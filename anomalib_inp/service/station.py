@@ -18,9 +18,8 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
-from anomalib_inp.images import decode_pixels
+from anomalib_inp.images import decode_pixels, to_rgb
 from anomalib_inp.pictures.histogram import score_histogram
-from anomalib_inp.pictures.strip import to_rgb
 from anomalib_inp.results.feedback import Mistake, keep_feedback
 from anomalib_inp.results.records import Record
 from anomalib_inp.service.inspector import OVERLAY, Answer

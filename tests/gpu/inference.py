@@ -15,11 +15,10 @@ from gpu.harness import Check, NotHereError, autocast, float32, milliseconds, ne
 from gpu.models import kept, ours, size_for
 from torch import Tensor
 
-from anomalib_inp.runtime.engines import TENSORRT_BATCH
+from anomalib_inp.runtime.engines import PROVIDERS, TENSORRT_BATCH
 from anomalib_inp.runtime.model import ExportedModel
 
 BATCHES = (1, 32)
-DEVICES = {"CPU": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 LARGEST = TENSORRT_BATCH["max"]
 LIMITS = {"full": 1e-3, "half": 5e-3}
 """How far normalised scores and maps of an export may be from those of the model, by what it multiplies in."""
@@ -133,7 +132,7 @@ def onnx(check: Check) -> None:
     """Time our ONNX export with the providers that are installed; images come from the CPU, maps go there."""
     for label, (encoder, size) in check.encoders.items():
         exported = check.part(f"onnx/{label}/export", partial(export, check, encoder, size), needs=20)
-        for device in DEVICES if exported else ():
+        for device in PROVIDERS if exported else ():
             for name in LIMITS:
                 run = partial(by_onnx_runtime, check, encoder, size, device, name)
                 check.part(f"onnx/{label}/{device}/{name}", run, needs=60 if device == "tensorrt" else 10)
@@ -159,7 +158,7 @@ def by_onnx_runtime(check: Check, encoder: str, size: int, device: str, name: st
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
-    if DEVICES[device] not in available:
+    if PROVIDERS[device] not in available:
         msg = f"ONNX Runtime has {', '.join(available)}"
         raise NotHereError(msg)
     (path,) = (check.folder / encoder).rglob(f"{name}.onnx")
