@@ -192,16 +192,16 @@ def predict_images(images: str, model: Path, output: Output, resume: bool = Fals
     done = output.done() if resume else set()
     left = [place for place, name in enumerate(listed.names) if name not in done]
     if left:
-        tables = list(_tables(listed, left))
+        tables = list(_tables(listed, left, int(ray.cluster_resources().get("CPU", 1))))
         predicted = predict_dataset(ray.data.from_arrow(tables), model, **settings)
         # reading and writing wait for the disk, and would wait for actors that have all CPUs
         predicted.write_parquet(output.rows, filesystem=output.filesystem, ray_remote_args={"num_cpus": 0})
     return output.count()
 
 
-def _tables(listed: Listed, left: list[int]) -> Iterator[pa.Table]:
-    """Make the parts that images are given out in."""
-    length = PART if len(left) > 100 * PART else BATCH
+def _tables(listed: Listed, left: list[int], cores: int) -> Iterator[pa.Table]:
+    """Make the parts that images are given out in: each is written by a process that takes a second to start."""
+    length = min(PART, max(BATCH, len(left) // (2 * cores)))
     for first in range(0, len(left), length):
         part = left[first : first + length]
         columns: list[list[Any]] = [[values[place] for place in part] for values in listed]

@@ -3,6 +3,7 @@
 
 """Runs an exported model."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -82,12 +83,16 @@ class ExportedModel:
             raise ValueError(msg)
         path = Path(path).absolute()
         self._arguments = (path, device, precision, performance, threads, streams, category)
-        settings = {
+        wanted = {
             "INFERENCE_PRECISION_HINT": precision,
             "PERFORMANCE_HINT": performance.upper(),
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": streams,
         }
+        settings = {name: value for name, value in wanted.items() if value}
+        if threads and threads < (os.cpu_count() or 1):
+            # OpenVINO keeps its threads on cores, the first ones in every process: several of them would share these.
+            settings["ENABLE_CPU_PINNING"] = False
         self._exported = read_metadata(path)
         self.metadata = self._exported if category is None else self._exported.of_category(category)
         self._engine: OnnxRuntime | Openvino | TiledImages
@@ -98,7 +103,7 @@ class ExportedModel:
             msg = f"{device} runs .onnx files, got {path.name}: export with --export_type onnx."
             raise ValueError(msg)
         else:
-            self._engine = Openvino(path, device, {name: value for name, value in settings.items() if value})
+            self._engine = Openvino(path, device, settings)
         if self._exported.tiling is not None:
             self._engine = TiledImages(self._engine, self._exported, self._exported.tiling)
 

@@ -1,6 +1,7 @@
 # Copyright (C) 2026 the anomalib-inp authors
 # SPDX-License-Identifier: Apache-2.0
 
+import os
 import pickle
 import re
 import shutil
@@ -148,6 +149,26 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 signal.raise_signal(signal.SIGTERM)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux tells where threads may run")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core is all cores")
+def test_models_that_take_some_cores_do_not_all_take_the_first() -> None:
+    code = f"""
+import contextlib, os, threading
+import numpy as np
+from anomalib_inp.runtime.model import ExportedModel
+cores = os.sched_getaffinity(0)
+model = ExportedModel({str(WRITTEN / "model.xml")!r}, performance="throughput", threads=1)
+images = [np.zeros((1, 3, 40, 40), np.float32)] * 300
+working = threading.Thread(target=lambda: list(model.stream(images)))
+working.start()
+while working.is_alive():  # where threads may run counts only as long as they work
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            assert os.sched_getaffinity(int(thread)) == cores
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 COLOURS = np.random.default_rng(3).integers(0, 256, (50, 60, 3), dtype=np.uint8)
