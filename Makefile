@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv demo test test-all check format bench-accuracy bench-drift bench-hostile bench-int8 bench-learning bench-light bench-load bench-minutes \
+.PHONY: help venv demo test test-all check format bench-accuracy bench-cascade bench-drift bench-hostile bench-int8 bench-learning bench-light bench-load bench-minutes \
 	bench-plus-plus bench-pseudo bench-ray bench-scale bench-gpu bench-settings bench-small bench-speed bench-tiles clean report-gpu setting-pictures test-gpu
 
 help: ## List the targets
@@ -41,6 +41,9 @@ endif
 
 bench-accuracy: .venv/.stamp-demo ## Measure accuracy on the data set in DATA=DIR and write docs/benchmarks.md
 	$(BIN)/python tests/bench/accuracy.py --data "$(DATA)" --out docs/benchmarks.md
+
+bench-cascade: .venv/.stamp-demo ## Measure a small export before a large one on the data set in DATA=DIR
+	$(BIN)/python tests/bench/cascade.py --data "$(DATA)"
 
 bench-drift: .venv/.stamp-test ## Measure when drift is told on the data set in DATA=DIR
 	$(BIN)/python tests/bench/drift.py --data "$(DATA)"
