@@ -98,7 +98,7 @@ def predict_dataset(
     if PATH not in columns:
         msg = f"A dataset of images needs a column path, with names, and best bytes or image, got {', '.join(columns)}."
         raise ValueError(msg)
-    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cores = cores_of_machines()
     if threads is None:
         threads = min((MOST_THREADS, *(count for count in cores if count)))
     least, most = actors if isinstance(actors, tuple) else (actors, actors)
@@ -163,6 +163,11 @@ class Predictor:
         else:
             images = as_batch(decode_pixels(_content(row), text(row[PATH]), MOST_PIXELS))
         return Read(self._exported.prepare(images), (images.shape[3], images.shape[2]))
+
+
+def cores_of_machines() -> list[int]:
+    """Count the cores of each machine of the cluster, as it is now."""
+    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
 
 
 def local_model(files: Any, path: Path, digest: str) -> Path:

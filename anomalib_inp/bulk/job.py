@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import ray
 from pyarrow import parquet as pq
 
-from anomalib_inp.bulk.dataset import BATCH, FILE, KIND, PATH, predict_dataset, text
+from anomalib_inp.bulk.dataset import BATCH, FILE, KIND, PATH, cores_of_machines, predict_dataset, text
 from anomalib_inp.files import is_image_name
 from anomalib_inp.results.writer import NOTE
 from anomalib_inp.runtime.job import find_images
@@ -192,7 +192,7 @@ def predict_images(images: str, model: Path, output: Output, resume: bool = Fals
     done = output.done() if resume else set()
     left = [place for place, name in enumerate(listed.names) if name not in done]
     if left:
-        tables = list(_tables(listed, left, int(ray.cluster_resources().get("CPU", 1))))
+        tables = list(_tables(listed, left, max(1, sum(cores_of_machines()))))
         predicted = predict_dataset(ray.data.from_arrow(tables), model, **settings)
         # reading and writing wait for the disk, and would wait for actors that have all CPUs
         predicted.write_parquet(output.rows, filesystem=output.filesystem, ray_remote_args={"num_cpus": 0})
